@@ -1,0 +1,288 @@
+"""OneStepDetector: from a folder of good parts to a verdict. The one path that notebooks and runner use.
+
+detector = OneStepDetector(DetectorSettings()).fit(good_images)
+result = detector.score(new_images)          # .scores .maps .p_values .flagged
+detector.save(folder);  OneStepDetector.load(folder)
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field, ValidationError, field_validator
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .diffusion import T, TrainSettings, TrainStep, alpha_bars, build_denoiser, resolve_device, train
+from .feature_store import FeatureStore
+from .features import build_backbone, channel_statistics
+from .irf import inverse_residual_field
+from .scoring import DENSITIES, Density, anomaly_map, conformal_p_values, conformal_threshold, image_score
+from .storage import StorageError, load_tensors, save_tensors
+
+FORMAT = 1
+
+
+class DetectorSettings(TrainSettings):
+    """Everything that a detector depends on, besides its images and its seed."""
+
+    backbone: Literal["efficientnet-lite0", "efficientnet-b4", "dinov2-small", "rgb"] = "efficientnet-lite0"
+    backbone_weights: str | None = None  # a local file or folder, or a hub name; None: the backbone's own
+    image_size: int = Field(256, ge=32)  # pixels
+    feature_size: int = Field(16, ge=4)  # locations a side
+    denoiser: Literal["dit", "unet"] = "dit"
+    width: int = Field(256, ge=8)
+    depth: int = Field(4, ge=1)
+    t: int = Field(200, ge=0, lt=T)  # the timestep of the one evaluation
+    input: Literal["clean", "scaled", "noised"] = "clean"
+    density: Literal["standard", "diagonal", "full", "location"] = "full"
+    image_score: str = "top10"
+    alpha: float = Field(0.05, gt=0, lt=1)  # false-alarm rate on normal images
+    calibration: float = Field(0.1, gt=0, lt=1)  # share of the normal images held out; at least 20 where there are 60
+
+    @field_validator("image_score")
+    @classmethod
+    def _known_rule(cls, rule: str) -> str:
+        image_score(torch.zeros(1, 2, 2), rule)  # raises ValueError, which pydantic reports with the field's name
+        return rule
+
+
+SCORING_FIELDS = ("t", "input", "density", "image_score", "alpha")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a detector says of N images."""
+
+    scores: np.ndarray  # (N,) float64, nats, high = anomalous
+    maps: np.ndarray  # (N, image_size, image_size) float32, nats
+    p_values: np.ndarray  # (N,) in (0, 1], conformal, valid for one normal image
+    flagged: np.ndarray  # (N,) bool, p <= alpha
+
+
+def calibration_split(n: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the images to fit on and of those held out for the threshold, both sorted; disjoint, covering 0..n-1.
+
+    The held-out part is ``share`` of them but at least 20 (the fewest that can promise a 5 % false-alarm rate is 19),
+    and never more than a third. Raises ValueError for fewer than 3 images.
+    """
+    if n < 3:
+        raise ValueError(f"fitting needs at least 3 normal images, got {n}")
+    held_out = min(max(round(share * n), 20), n // 3)
+    order = np.random.default_rng(seed).permutation(n)
+    return np.sort(order[held_out:]), np.sort(order[:held_out])
+
+
+class OneStepDetector:
+    """A DDPM on the features of good parts, read once per image.
+
+    After :meth:`fit`: ``history`` (a TrainStep a step), ``train_seconds``, ``threshold`` (nats), ``calibration_scores``
+    (held-out normal images), ``fit_index`` and ``calibration_index`` into the images it was fitted on.
+    """
+
+    def __init__(
+        self,
+        settings: DetectorSettings | None = None,
+        seed: int = 0,
+        device: str = "auto",
+        cache: Path | None = None,
+    ):
+        self.settings = settings or DetectorSettings()
+        self.seed = seed
+        self.device = resolve_device(device)
+        backbone = build_backbone(
+            self.settings.backbone, self.settings.feature_size, self.settings.backbone_weights
+        ).to(self.device)
+        self.store = FeatureStore(backbone, self.settings.image_size, cache)
+        self.abar = alpha_bars(self.device)
+        self.denoiser = build_denoiser(
+            self.settings.denoiser,
+            backbone.channels,
+            self.settings.feature_size,
+            self.settings.width,
+            self.settings.depth,
+            seed,
+        ).to(self.device)
+        self.history: list[TrainStep] = []
+        self.train_seconds = 0.0
+        self.mean = self.std = self.density = self.calibration_scores = None
+        self.fit_index = self.calibration_index = np.empty(0, dtype=np.int64)
+
+    # --- fitting -------------------------------------------------------------------------------------------------
+
+    def fit(
+        self, images: Sequence[Path] | np.ndarray, progress: str | None = "training", checkpoint: Path | None = None
+    ) -> OneStepDetector:
+        """Fit on normal ``images``: paths, or an array (N, 3, H, W) in [0, 1]. Returns self.
+
+        ``checkpoint`` (a JSON path) makes a killed fit resume; ``progress`` labels the bars, None hides them.
+        """
+        self.fit_index, self.calibration_index = calibration_split(len(images), self.settings.calibration, self.seed)
+        raw = self.raw_features(images, progress)
+        self.mean, self.std = channel_statistics(raw[self.fit_index])
+        x0 = (raw - self.mean) / self.std
+        self._train(x0[self.fit_index], progress, checkpoint)
+        return self.calibrate(x0[self.fit_index], x0[self.calibration_index])
+
+    def _train(self, x0: Tensor, progress: str | None, checkpoint: Path | None) -> None:
+        identity = hashlib.sha256(x0.numpy().tobytes()).hexdigest()
+        bar = tqdm(total=self.settings.steps, desc=progress, unit="step", disable=progress is None, mininterval=1.0)
+        self.history = []
+        steps = train(self.denoiser, x0, self.settings, self.seed, self.device, checkpoint, identity=identity)
+        for statistics in steps:
+            self.history.append(statistics)
+            bar.update(statistics.step - bar.n)
+            bar.set_postfix(loss=f"{np.mean([s.loss for s in self.history[-50:]]):.4f}", refresh=False)
+            self.train_seconds = statistics.seconds
+        bar.close()
+        self.denoiser.to(self.device).eval()
+
+    def calibrate(self, fit_x0: Tensor, calibration_x0: Tensor) -> OneStepDetector:
+        """Fit the density on the fields of ``fit_x0`` and the threshold on the scores of ``calibration_x0``.
+
+        Both are standardised features of normal images (n, C, s, s), and must not share an image.
+        """
+        self.density = DENSITIES[self.settings.density].fit(self.fields(fit_x0))
+        scores = image_score(self.density.nll(self.fields(calibration_x0)), self.settings.image_score)
+        self.calibration_scores = scores.double().numpy()
+        if math.isinf(self.threshold):
+            needed = math.ceil(1 / self.settings.alpha - 1 - 1e-9)
+            warnings.warn(
+                f"a false-alarm rate of {self.settings.alpha} needs at least {needed} held-out normal images, "
+                f"there are {len(scores)}: nothing will be flagged. Give more images, or a larger alpha.",
+                stacklevel=2,
+            )
+        return self
+
+    def with_scoring(self, fit_x0: Tensor, calibration_x0: Tensor, **changes) -> OneStepDetector:
+        """The same network read another way: a copy with other ``SCORING_FIELDS`` (t, input, density, image_score,
+        alpha), calibrated anew. Raises ValueError for a field that would need other weights or features."""
+        if unknown := set(changes) - set(SCORING_FIELDS):
+            raise ValueError(f"{', '.join(sorted(unknown))} cannot change without a new fit; {SCORING_FIELDS} can")
+        other = copy.copy(self)
+        other.settings = DetectorSettings(**(self.settings.model_dump() | changes))
+        return other.calibrate(fit_x0, calibration_x0)
+
+    # --- reading -------------------------------------------------------------------------------------------------
+
+    @property
+    def threshold(self) -> float:
+        """The conformal threshold at ``alpha``, in nats; +inf where the calibration images cannot promise it."""
+        self._require_fit()
+        return conformal_threshold(self.calibration_scores, self.settings.alpha)
+
+    def raw_features(self, images: Sequence[Path] | np.ndarray, progress: str | None = None) -> Tensor:
+        """(N, C, s, s) features before standardisation."""
+        if isinstance(images, np.ndarray):
+            return self.store.from_images(images)
+        return self.store(list(images), progress=progress and f"{progress}: features")
+
+    def features(self, images: Sequence[Path] | np.ndarray, progress: str | None = None) -> Tensor:
+        """x_0: (N, C, s, s) features, standardised per channel with the fit images' statistics."""
+        if self.mean is None:
+            raise StorageError("this detector has not been fitted; call fit(images) or OneStepDetector.load(folder)")
+        return (self.raw_features(images, progress) - self.mean) / self.std
+
+    @torch.no_grad()
+    def fields(self, x0: Tensor, batch_size: int = 32) -> Tensor:
+        """The inverse residual field of ``x0``, (N, C, s, s): one evaluation of the network for each image."""
+        t, how = self.settings.t, self.settings.input
+        eps = self._noise(x0) if how == "noised" else None
+        batches = (batch.to(self.device) for batch in x0.split(batch_size))
+        parts = [inverse_residual_field(self.denoiser, x, t, self.abar, how, eps).float().cpu() for x in batches]
+        return torch.cat(parts) if parts else torch.empty_like(x0)
+
+    def _noise(self, x0: Tensor) -> Tensor:
+        # One fixed draw for every image that this detector ever sees: it cannot carry a label, whatever the order of
+        # the images, and a score does not depend on the batch it was computed in.
+        generator = torch.Generator().manual_seed(self.seed)
+        return torch.randn((1, *x0.shape[1:]), generator=generator).to(self.device)
+
+    def nll(self, x0: Tensor) -> Tensor:
+        """-log density of the field at each location, (N, s, s), in nats."""
+        self._require_fit()
+        return self.density.nll(self.fields(x0))
+
+    def score(self, images: Sequence[Path] | np.ndarray, progress: str | None = None) -> Scores:
+        """Scores, maps, p-values and verdicts of ``images`` (paths, or an array (N, 3, H, W) in [0, 1])."""
+        return self.score_features(self.features(images, progress))
+
+    def score_features(self, x0: Tensor) -> Scores:
+        """As :meth:`score`, from standardised features (N, C, s, s)."""
+        nll = self.nll(x0)
+        scores = image_score(nll, self.settings.image_score).double().numpy()
+        p_values = conformal_p_values(self.calibration_scores, scores)
+        maps = anomaly_map(nll, self.settings.image_size).numpy()
+        return Scores(scores, maps, p_values, scores > self.threshold)
+
+    def _require_fit(self) -> None:
+        if self.density is None:
+            raise StorageError("this detector has not been fitted; call fit(images) or OneStepDetector.load(folder)")
+
+    # --- files ---------------------------------------------------------------------------------------------------
+
+    def save(self, folder: Path, extra: dict | None = None) -> Path:
+        """Write ``folder``/detector.json and its safetensors; ``extra`` is kept in the JSON.
+        Returns the JSON's path."""
+        self._require_fit()
+        tensors = {f"denoiser.{name}": tensor for name, tensor in self.denoiser.state_dict().items()}
+        tensors |= {f"density.{f.name}": getattr(self.density, f.name) for f in fields(self.density)}
+        tensors |= {
+            "mean": self.mean,
+            "std": self.std,
+            "calibration_scores": torch.from_numpy(self.calibration_scores),
+            "fit_index": torch.from_numpy(self.fit_index),
+            "calibration_index": torch.from_numpy(self.calibration_index),
+            "history": torch.tensor(
+                [[s.step, s.loss, s.lr, s.grad_norm, s.seconds] for s in self.history], dtype=torch.float64
+            ).view(-1, 5),
+        }
+        meta = {
+            "format": FORMAT,
+            "settings": self.settings.model_dump(),
+            "seed": self.seed,
+            "backbone_fingerprint": self.store.backbone.fingerprint(),
+            "train_seconds": self.train_seconds,
+            "extra": extra or {},
+        }
+        return save_tensors(Path(folder) / "detector.json", tensors, meta)
+
+    @classmethod
+    def load(cls, folder: Path, device: str = "auto", cache: Path | None = None) -> OneStepDetector:
+        """The detector saved in ``folder``. Raises StorageError if it is missing, damaged, of another format, or was
+        fitted on another backbone's features than this installation makes."""
+        path = Path(folder) / "detector.json"
+        tensors, meta = load_tensors(path)
+        if meta.get("format") != FORMAT:
+            raise StorageError(f"{path} has format {meta.get('format')!r}, this version reads {FORMAT}; fit it again.")
+        try:
+            detector = cls(DetectorSettings(**meta["settings"]), meta["seed"], device, cache)
+            if detector.store.backbone.fingerprint() != meta["backbone_fingerprint"]:
+                raise StorageError(f"{path} was fitted on another {detector.settings.backbone}; fit it again.")
+            detector._restore(tensors, meta)
+        except (KeyError, TypeError, RuntimeError, ValidationError) as error:
+            raise StorageError(f"{path} does not describe a detector of ours ({error}); fit it again.") from None
+        return detector
+
+    def _restore(self, tensors: dict[str, Tensor], meta: dict) -> None:
+        def under(prefix: str) -> dict[str, Tensor]:
+            return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+        self.denoiser.load_state_dict(under("denoiser."))
+        self.denoiser.eval()
+        self.density: Density = DENSITIES[self.settings.density](**under("density."))
+        self.mean, self.std = tensors["mean"], tensors["std"]
+        self.calibration_scores = tensors["calibration_scores"].numpy()
+        self.fit_index = tensors["fit_index"].numpy()
+        self.calibration_index = tensors["calibration_index"].numpy()
+        self.history = [TrainStep(int(step), *rest) for step, *rest in tensors["history"].tolist()]
+        self.train_seconds = meta["train_seconds"]

@@ -1,0 +1,302 @@
+"""The DDPM: noise schedule, denoisers behind one call, and training as a generator.
+
+Contract for every denoiser: ``denoiser(x, t) -> eps``, x and eps (B, C, s, s) float, t (B,) long in 0..T-1.
+The objective is the simple DDPM loss (Ho et al. 2020, arXiv 2006.11239, Eq. 14): plain MSE on eps, t uniform,
+unconditional. Schedule and networks are diffusers'.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from diffusers import DDPMScheduler, DiTTransformer2DModel, UNet2DModel
+from diffusers.optimization import get_cosine_schedule_with_warmup
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from .storage import StorageError, load_tensors, save_tensors
+
+T = 1000
+
+
+def ddpm_scheduler() -> DDPMScheduler:
+    """diffusers' scheduler of the published setting: T = 1000, linear beta 1e-4..0.02, eps-prediction, no clipping."""
+    return DDPMScheduler(
+        num_train_timesteps=T, beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False
+    )
+
+
+def alpha_bars(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Tensor:
+    """abar_t for t = 0..T-1, shape (T,), computed by diffusers in float32."""
+    return ddpm_scheduler().alphas_cumprod.to(device=device, dtype=dtype)
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """``auto`` takes cuda, then mps, then cpu. Raises ValueError for a device that is not there."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, there in available.items() if there))
+    if not available.get(name.split(":")[0], False):
+        there = ", ".join(kind for kind, there in available.items() if there)
+        raise ValueError(f"device {name!r} is not available here; use one of: auto, {there}")
+    return torch.device(name)
+
+
+# --- denoisers ---------------------------------------------------------------------------------------------------
+
+
+class DiT(nn.Module):
+    """diffusers' DiT with patch 1: every location of the feature map is a token. (B, C, s, s), (B,) -> (B, C, s, s)."""
+
+    def __init__(self, channels: int, size: int, width: int, depth: int):
+        super().__init__()
+        if width % 64:
+            raise ValueError(f"the DiT's width must be a multiple of its head size 64, got {width}")
+        self.net = DiTTransformer2DModel(
+            num_attention_heads=width // 64,
+            attention_head_dim=64,
+            in_channels=channels,
+            num_layers=depth,
+            sample_size=size,
+            patch_size=1,
+            num_embeds_ada_norm=1,  # one class, always 0: the model is unconditional
+        )
+        for block in self.net.transformer_blocks:
+            # diffusers drops a tenth of the labels in training, from the global random state: a second "class" that
+            # scoring never sees, and a source of randomness outside our generator.
+            block.norm1.emb.class_embedder.dropout_prob = 0.0
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.net(x, timestep=t, class_labels=torch.zeros_like(t)).sample
+
+
+class UNet(nn.Module):
+    """diffusers' UNet: ``depth`` resolutions, attention at the coarsest. Same contract as :class:`DiT`."""
+
+    def __init__(self, channels: int, size: int, width: int, depth: int):
+        super().__init__()
+        if size % 2 ** (depth - 1):
+            raise ValueError(f"a UNet of depth {depth} halves its map {depth - 1} times; {size} does not divide")
+        if width % 8:
+            raise ValueError(f"the UNet's width must be a multiple of its group norm's 8 groups, got {width}")
+        self.net = UNet2DModel(
+            sample_size=size,
+            in_channels=channels,
+            out_channels=channels,
+            layers_per_block=2,
+            block_out_channels=tuple(width * min(i + 1, 2) for i in range(depth)),
+            down_block_types=("DownBlock2D",) * (depth - 1) + ("AttnDownBlock2D",),
+            up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * (depth - 1),
+            norm_num_groups=8,
+        )
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.net(x, t).sample
+
+
+DENOISERS: dict[str, Callable[..., nn.Module]] = {"dit": DiT, "unet": UNet}
+
+
+def build_denoiser(kind: str, channels: int, size: int, width: int, depth: int, seed: int) -> nn.Module:
+    """A denoiser with weights drawn from ``seed`` alone; the caller's global random state is left as it was."""
+    if kind not in DENOISERS:
+        raise ValueError(f"unknown denoiser {kind!r}; known: {', '.join(DENOISERS)}")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return DENOISERS[kind](channels, size, width, depth)
+
+
+# --- training ----------------------------------------------------------------------------------------------------
+
+
+class TrainSettings(BaseModel):
+    """How the denoiser is trained; unknown names and wrong types are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: int = Field(500, ge=1)  # optimiser steps
+    batch_size: int = Field(16, ge=1)  # images a step, drawn with replacement
+    lr: float = Field(1e-3, gt=0)  # peak learning rate
+    warmup: float = Field(0.05, ge=0, le=1)  # share of the steps
+    ema: float = Field(0.1, gt=0, le=1)  # time constant, as a share of the steps
+    weight_decay: float = Field(0.0, ge=0)
+    grad_clip: float = Field(1.0, gt=0)  # largest gradient norm
+    precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 autocast where the device computes in it
+
+    @property
+    def ema_decay(self) -> float:
+        """Scaled to the run's length: a fixed 0.999 over a few hundred steps would be the initial network."""
+        return max(0.0, 1 - 1 / max(1.0, self.ema * self.steps))
+
+
+@dataclass(frozen=True)
+class TrainStep:
+    """One optimiser step's statistics."""
+
+    step: int  # 1..steps
+    loss: float  # MSE on eps, mean over the batch and all elements; 1.0 is what predicting zero gives
+    lr: float
+    grad_norm: float  # before clipping
+    seconds: float  # since the start, the time of earlier sessions of a resumed run included
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """``auto`` -> bf16 where the device computes in it natively, else fp32."""
+    if precision == "auto":
+        if device.type == "cuda":
+            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        if device.type == "cpu":
+            return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
+        return "fp32"
+    return precision
+
+
+def training_batch(x0: Tensor, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw ``(x_0, t, eps)`` for one step: images with replacement, t uniform, noise per image. All on the CPU,
+    so that a seed means the same draws on every device. Shapes (B, C, s, s), (B,), (B, C, s, s)."""
+    index = torch.randint(len(x0), (batch_size,), generator=generator)
+    t = torch.randint(T, (batch_size,), generator=generator)
+    eps = torch.randn((batch_size, *x0.shape[1:]), generator=generator)
+    return x0[index], t, eps
+
+
+def ddpm_loss(denoiser: nn.Module, x0: Tensor, t: Tensor, eps: Tensor, abar: Tensor) -> Tensor:
+    """|eps - eps_theta(sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps, t)|^2, mean over everything."""
+    abar_t = abar[t].view(-1, 1, 1, 1)
+    x_t = abar_t.sqrt() * x0 + (1 - abar_t).sqrt() * eps
+    return nn.functional.mse_loss(denoiser(x_t, t).float(), eps)
+
+
+def train(
+    denoiser: nn.Module,
+    x0: Tensor,
+    settings: TrainSettings,
+    seed: int,
+    device: torch.device | str = "cpu",
+    checkpoint: Path | None = None,
+    checkpoint_seconds: float = 60.0,
+    identity: str = "",
+) -> Iterator[TrainStep]:
+    """Train ``denoiser`` on ``x0`` (N, C, s, s); yields a TrainStep after every step.
+
+    When the generator is exhausted, ``denoiser`` holds the EMA weights, on ``device``, in eval mode. With
+    ``checkpoint`` (a JSON path) the state is kept on disk every ``checkpoint_seconds`` and a later call with the same
+    arguments goes on from there, to the same weights as an uninterrupted run; a checkpoint of other settings, another
+    seed or another ``identity`` (say, a hash of the data) is ignored, as is a damaged one. Raises ValueError on
+    empty data and FloatingPointError if the loss stops being finite.
+    """
+    if x0.ndim != 4 or len(x0) == 0:
+        raise ValueError(f"training needs feature maps of shape (N, C, s, s) with N > 0, got {tuple(x0.shape)}")
+    device = torch.device(device)
+    precision = resolve_precision(settings.precision, device)
+    generator = torch.Generator().manual_seed(seed)
+    abar = alpha_bars(device)
+    denoiser.to(device).train()
+    ema = AveragedModel(denoiser, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=True)
+    optimizer = torch.optim.AdamW(
+        denoiser.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, betas=(0.9, 0.99)
+    )
+    warmup_steps = max(1, round(settings.warmup * settings.steps))
+    scheduler = get_cosine_schedule_with_warmup(optimizer, warmup_steps, settings.steps)
+    state = _TrainState(denoiser, ema, optimizer, scheduler, generator)
+    recipe = settings.model_dump(include=set(TrainSettings.model_fields)) | {"precision": precision}
+    fingerprint = {"recipe": recipe, "seed": seed, "identity": identity}
+    done, earlier_seconds = state.load(checkpoint, fingerprint)
+    start = saved = time.monotonic()
+    for step in range(done + 1, settings.steps + 1):
+        batch, t, eps = (v.to(device) for v in training_batch(x0, settings.batch_size, generator))
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            loss = ddpm_loss(denoiser, batch, t, eps, abar)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        grad_norm = nn.utils.clip_grad_norm_(denoiser.parameters(), settings.grad_clip)
+        lr = scheduler.get_last_lr()[0]
+        if not math.isfinite(loss.item()):
+            raise FloatingPointError(f"the loss is {loss.item()} at step {step}; lower lr (now {settings.lr})")
+        optimizer.step()
+        scheduler.step()
+        ema.update_parameters(denoiser)
+        now = time.monotonic()
+        if checkpoint and (now - saved >= checkpoint_seconds or step == settings.steps):
+            state.save(checkpoint, fingerprint, step, earlier_seconds + now - start)
+            saved = now
+        yield TrainStep(step, loss.item(), lr, float(grad_norm), earlier_seconds + now - start)
+    denoiser.load_state_dict(ema.module.state_dict())
+    denoiser.eval()
+
+
+class _TrainState:
+    """Everything a resumed run needs to go on as if it had never stopped."""
+
+    def __init__(self, denoiser, ema, optimizer, scheduler, generator):
+        self.denoiser, self.ema, self.optimizer = denoiser, ema, optimizer
+        self.scheduler, self.generator = scheduler, generator
+
+    def save(self, path: Path, fingerprint: dict, step: int, seconds: float) -> None:
+        tensors = {f"net.{k}": v for k, v in self.denoiser.state_dict().items()}
+        tensors |= {f"ema.{k}": v for k, v in self.ema.state_dict().items()}
+        for i, slots in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"opt.{i}.{k}": v for k, v in slots.items()}
+        tensors["generator"] = self.generator.get_state()
+        save_tensors(path, tensors, {"fingerprint": fingerprint, "step": step, "seconds": seconds})
+
+    def load(self, path: Path | None, fingerprint: dict) -> tuple[int, float]:
+        """Steps done and seconds spent so far: (0, 0.0) where there is no checkpoint of ours to trust."""
+        if path is None:
+            return 0, 0.0
+        try:
+            tensors, meta = load_tensors(path)
+        except StorageError:
+            return 0, 0.0
+        if meta.get("fingerprint") != fingerprint:
+            return 0, 0.0
+        part = {name: {} for name in ("net", "ema", "opt")}
+        for key, tensor in tensors.items():
+            head, _, rest = key.partition(".")
+            if head in part:
+                part[head][rest] = tensor
+        self.denoiser.load_state_dict(part["net"])
+        self.ema.load_state_dict(part["ema"])
+        optimizer = self.optimizer.state_dict()
+        for key, tensor in part["opt"].items():
+            i, _, slot = key.partition(".")
+            optimizer["state"].setdefault(int(i), {})[slot] = tensor
+        self.optimizer.load_state_dict(optimizer)
+        # The schedule is a pure function of the step count, so it is replayed rather than stored.
+        self.scheduler.load_state_dict(self.scheduler.state_dict() | {"last_epoch": meta["step"]})
+        for group, lr_lambda, base in zip(
+            self.optimizer.param_groups, self.scheduler.lr_lambdas, self.scheduler.base_lrs, strict=True
+        ):
+            group["lr"] = base * lr_lambda(meta["step"])
+        self.scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+        self.generator.set_state(tensors["generator"])
+        return meta["step"], meta["seconds"]
+
+
+@torch.no_grad()
+def denoising_loss(denoiser: nn.Module, x0: Tensor, timesteps: list[int], seed: int, batch_size: int = 32) -> Tensor:
+    """Per-image DDPM loss of held-out ``x0`` at each of ``timesteps``; returns (len(timesteps), N).
+
+    One noise draw for each image and timestep, from ``seed``.
+    """
+    device = next(denoiser.parameters()).device
+    abar = alpha_bars(device)
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for t in timesteps:
+        eps = torch.randn(x0.shape, generator=generator)
+        losses = []
+        for x, e in zip(x0.split(batch_size), eps.split(batch_size), strict=True):
+            x, e = x.to(device), e.to(device)
+            x_t = abar[t].sqrt() * x + (1 - abar[t]).sqrt() * e
+            eps_hat = denoiser(x_t, torch.full((len(x),), t, device=device))
+            losses.append(((eps_hat - e) ** 2).mean(dim=(1, 2, 3)).cpu())
+        rows.append(torch.cat(losses))
+    return torch.stack(rows)

@@ -1,0 +1,488 @@
+"""Seeded surface textures with defects and exact pixel masks: the data that ships with the project.
+
+Three textures without a fixed position (woven cloth, brushed metal, speckled stone) and one aligned object (a printed
+board). For each, one function draws a `_Scene` and one, `_spoil_...`, alters its surface.
+
+How a mask stays exact: the defect-free photograph (surface, light, sensor noise) is drawn first and only then the
+defect, which alters the surface alone. So `normal_image(c, rng)` is the defect-free twin of `defective_image(c, kind,
+rng)` for equal states of `rng`, the two agree outside the mask, and the background cannot tell the label.
+
+Lengths are in units of 1/256 of the image side: pixels at the default size, and a smaller image is the same surface at
+a lower resolution. A surface is float (H, W, 3) in about [0, 1], a field is float (H, W), and H = W = size.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.random import Generator
+from scipy import ndimage
+
+DEFECTS: dict[str, tuple[str, ...]] = {
+    "woven": ("missing_thread", "stain", "hole", "cut_paste", "snag"),
+    "brushed_metal": ("scratch", "dent", "stain", "cross_brushing"),
+    "speckled_stone": ("crack", "hole", "foreign_grain", "blur_patch"),
+    "printed_board": ("missing_pad", "broken_trace", "bridge", "misprint", "scratch"),
+}
+_SIDE = 256  # units along the image side
+_FILLED = 4  # pixels; a change that rounds away in a hole of at most this size still belongs to the defect
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """One photograph before the shutter opens: its surface, what the light does to it, what the sensor adds."""
+
+    size: int
+    light: np.ndarray  # (H, W, 3), multiplies the surface
+    noise: np.ndarray  # (H, W, 3), in units of the surface
+    surface: Callable[
+        ..., np.ndarray
+    ]  # no arguments: defect-free; keywords alter one thing and keep all else
+
+    def photograph(self, surface: np.ndarray) -> np.ndarray:
+        """The uint8 image (H, W, 3) of a surface (H, W, 3)."""
+        return np.clip(255 * (surface * self.light + self.noise) + 0.5, 0, 255).astype(np.uint8)
+
+
+def normal_image(category: str, rng: Generator, size: int = 256) -> np.ndarray:
+    """A defect-free image, uint8 (size, size, 3). Raises ValueError for an unknown category or size < 64."""
+    scene = _draw(category, rng, size)
+    return scene.photograph(scene.surface())
+
+
+def defective_image(
+    category: str, kind: str, rng: Generator, size: int = 256
+) -> tuple[np.ndarray, np.ndarray]:
+    """An image with one defect, uint8 (size, size, 3), and its mask, bool (size, size).
+
+    The mask holds the pixels whose value the defect changed, with enclosed holes of up to four pixels filled; a
+    pasted patch counts whole. Raises ValueError as `normal_image` does, and for a kind that the category lacks.
+    """
+    if kind not in DEFECTS.get(category, (kind,)):
+        raise ValueError(f"unknown defect {kind!r} of {category!r}; known: {', '.join(DEFECTS[category])}")
+    scene = _draw(category, rng, size)
+    clean = scene.surface()
+    spoiled = _CATEGORIES[category][1](kind, scene, clean, rng)
+    image = scene.photograph(spoiled)
+    # cloth pasted on cloth may agree by chance, so that patch is read off the surface before it is rounded
+    before, after = (clean, spoiled) if kind == "cut_paste" else (scene.photograph(clean), image)
+    mask = (before != after).any(axis=2)
+    holes, _ = ndimage.label(ndimage.binary_fill_holes(mask) & ~mask)
+    filled = np.bincount(holes.ravel()) <= _FILLED
+    filled[0] = False  # label 0 is everything that is no hole
+    return image, mask | filled[holes]
+
+
+def _draw(category: str, rng: Generator, size: int) -> _Scene:
+    if category not in DEFECTS:
+        raise ValueError(f"unknown category {category!r}; known: {', '.join(DEFECTS)}")
+    if size < 64:
+        raise ValueError(f"size must be at least 64 pixels, got {size}")
+    return _CATEGORIES[category][0](rng, size)
+
+
+# ---- building blocks ----
+
+
+def _grid(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The pixel centres in units: y (H, 1) and x (1, W)."""
+    centres = (np.arange(size, dtype=np.float32) + 0.5) * (_SIDE / size)
+    return centres[:, None], centres[None, :]
+
+
+def _basis(size: int, cells: int) -> np.ndarray:
+    """`cells` smooth bumps along the side, (size, cells + 3); unit rows, so white noise keeps its variance."""
+    bumps = np.exp(-((_grid(size)[0] * cells / _SIDE - np.arange(-1, cells + 2)) ** 2) / 0.6)
+    return (bumps / np.linalg.norm(bumps, axis=1, keepdims=True)).astype(np.float32)
+
+
+def _noise(rng: Generator, size: int, cells: int) -> np.ndarray:
+    """Smooth unit-variance Gaussian noise (H, W) that varies over about size / cells pixels."""
+    basis = _basis(size, cells)
+    return basis @ rng.standard_normal((cells + 3, cells + 3), np.float32) @ basis.T
+
+
+def _lit(rng: Generator, size: int, spread: float, surface: Callable[..., np.ndarray], gloss=0.0) -> _Scene:
+    """The scene of a surface with all that varies between photographs: exposure, uneven light, cast, sensor noise.
+
+    `spread` scales the light in log units; `gloss` (H, W) is a reflection on top of it.
+    """
+    y, x = (c / _SIDE - 0.5 for c in _grid(size))
+    slope_y, slope_x, exposure = rng.normal(0, (1.2, 1.2, 0.6))
+    light = np.exp(spread * (exposure + slope_y * y + slope_x * x + 0.3 * _noise(rng, size, 2))) + gloss
+    light = light[..., None] * (1 + rng.normal(0, 0.012, 3))
+    return _Scene(
+        size, light.astype(np.float32), 0.008 * rng.standard_normal((size, size, 3), np.float32), surface
+    )
+
+
+def _blend(under: np.ndarray, opacity: np.ndarray, paint: np.ndarray | Sequence[float] | float) -> np.ndarray:
+    """`paint`, a colour or a surface, over the surface `under` with an opacity (H, W) in [0, 1]."""
+    return under + opacity[..., None] * (np.asarray(paint, np.float32) - under)
+
+
+def _cover(depth: np.ndarray, size: int) -> np.ndarray:
+    """How much of each pixel a shape covers, given the depth in units inside its outline (negative outside)."""
+    return np.clip(0.5 + depth * (size / _SIDE), 0, 1)
+
+
+def _ramp(field: np.ndarray, width: float) -> np.ndarray:
+    """Smooth opacity (H, W): 0 where the field is negative, 1 from `width` on."""
+    t = np.clip(field / width, 0, 1)
+    return t * t * (3 - 2 * t)
+
+
+def _blob(
+    rng: Generator, size: int, low: float, high: float, at: Sequence[float] | None = None
+) -> np.ndarray:
+    """A field (H, W): 1 at the middle of an irregular blob, 0 on its outline, negative outside.
+
+    Its share of the image is drawn log-uniformly between `low` and `high`; `at` is its middle (y, x) in units.
+    """
+    area = np.exp(rng.uniform(np.log(low), np.log(high))) * _SIDE**2
+    cy, cx = rng.uniform(0.15, 0.85, 2) * _SIDE if at is None else at
+    turn, stretch = rng.uniform(0, np.pi), rng.uniform(1.0, 1.5)
+    y, x = _grid(size)
+    along = (np.cos(turn) * (x - cx) + np.sin(turn) * (y - cy)) / stretch
+    across = (np.cos(turn) * (y - cy) - np.sin(turn) * (x - cx)) * stretch
+    theta = np.linspace(-np.pi, np.pi, 128)
+    wobble = sum(rng.normal(0, 0.3 / k) * np.cos(k * theta + rng.uniform(0, 2 * np.pi)) for k in (2, 3, 5, 8))
+    outline = np.sqrt(area / np.pi) * np.exp(wobble - wobble.mean())
+    return 1 - np.hypot(along, across) / np.interp(np.arctan2(across, along), theta, outline)
+
+
+def _stroke(
+    rng: Generator, size: int, length: float, width: float, wander: float, bends: tuple
+) -> np.ndarray:
+    """Opacity (H, W) of a tapered line that strays sideways by about wander * length.
+
+    `bends` are the numbers of bends along it, each kind half as strong as the one before.
+    """
+    cy, cx = rng.uniform(0.3, 0.7, 2) * _SIDE
+    turn = rng.uniform(0, np.pi)
+    y, x = _grid(size)
+    place = (np.cos(turn) * (x - cx) + np.sin(turn) * (y - cy)) / length + 0.5  # 0 to 1 between the ends
+    knots = np.linspace(0, 1, 256)
+    path = wander * sum(0.5**i * _basis(256, n) @ rng.standard_normal(n + 3) for i, n in enumerate(bends))
+    slope = np.interp(place, knots, np.gradient(path, knots))
+    sideways = np.cos(turn) * (y - cy) - np.sin(turn) * (x - cx) - length * np.interp(place, knots, path)
+    taper = np.sqrt(np.clip(4 * place * (1 - place), 0, 1))
+    return _cover(width / 2 * taper - np.abs(sideways) / np.hypot(1, slope), size) * (taper > 0)
+
+
+def _relief(rng: Generator, height: np.ndarray) -> np.ndarray:
+    """Shading (H, W) in [-1, 1] of a relief lit from a random side."""
+    towards = rng.uniform(0, 2 * np.pi)
+    slope = np.tensordot((np.sin(towards), np.cos(towards)), np.gradient(height), 1)
+    return slope / np.abs(slope).max()
+
+
+def _stained(scene: _Scene, clean: np.ndarray, rng: Generator) -> np.ndarray:
+    """A dried spill, brownish and mottled, with a darker rim; the texture shows through in part."""
+    field = _blob(rng, scene.size, 0.005, 0.045)
+    rim = np.clip(1 - np.abs(field - 0.15) / 0.15, 0, 1)
+    mottle = 0.7 + 0.3 * rim + 0.1 * _noise(rng, scene.size, 24)
+    tint = (0.62, 0.46, 0.30) + rng.normal(0, 0.05, 3)
+    opacity = np.clip(rng.uniform(0.55, 1) * _ramp(field, 0.25) * mottle, 0, 1)
+    return _blend(clean, opacity, tint * (0.5 * clean + 0.5 * clean.mean(axis=(0, 1))))
+
+
+# ---- woven cloth ----
+
+
+def _woven(rng: Generator, size: int) -> _Scene:
+    """Plain weave: blue-grey warp, cream weft."""
+    pitch, turn = _SIDE / 24 * rng.uniform(0.94, 1.06), rng.normal(0, 0.03)
+    y, x = _grid(size)
+    # u counts warp yarns and v weft yarns, from about 8 so that no index is negative; no cloth lies quite straight
+    u = (np.cos(turn) * x + np.sin(turn) * y) / pitch + rng.uniform(8, 10) + 0.18 * _noise(rng, size, 5)
+    v = (np.cos(turn) * y - np.sin(turn) * x) / pitch + rng.uniform(8, 10) + 0.18 * _noise(rng, size, 5)
+    dyes = np.array([[0.36, 0.43, 0.56], [0.74, 0.70, 0.62]]) * (1 + rng.normal(0, 0.02, (2, 3)))
+    # a row per yarn: thick and thin places along it, on top of its own thickness
+    slubs = 3.2 * ndimage.gaussian_filter1d(
+        rng.standard_normal((2, 64, 256), np.float32), 6, axis=2, mode="wrap"
+    )
+    slubs += 0.7 * rng.standard_normal((2, 64, 1), np.float32)
+
+    def surface(drag: np.ndarray | float = 0.0, lost: Callable[..., np.ndarray] | None = None) -> np.ndarray:
+        """`drag` (H, W) moves weft yarns, in yarns; `lost(k, yarn, along)` is where yarns of system k are gone."""
+        heights, paints = [], []
+        for k, (across, along) in enumerate(((u, v + drag), (v + drag, u))):
+            yarn = across.astype(int)
+            slub = slubs[k, yarn % 64, (4 * along).astype(int) % 256]
+            across = (across - yarn - 0.5) / (0.45 + 0.025 * slub)
+            bulge = np.sqrt(np.clip(1 - across**2, 0, 1))
+            lift = (1 - 2 * k) * np.cos(np.pi * (along - 0.5 + yarn))  # over, under, over, ...
+            gone = bulge <= 0 if lost is None else (bulge <= 0) | lost(k, yarn, along)
+            heights.append(np.where(gone, -2, bulge + lift))
+            twist = np.cos(2 * np.pi * (3 * along + 0.8 * across))  # the fibres' slant
+            shade = (0.35 + 0.65 * bulge) * (0.82 + 0.18 * lift) * (1 + 0.07 * slub + 0.06 * twist)
+            paints.append(shade[..., None] * dyes[k])
+        cloth = np.where((heights[0] > heights[1])[..., None], *paints)
+        return np.where(
+            (np.maximum(*heights) < -1.5)[..., None], 0.08, cloth
+        )  # dark ground between the yarns
+
+    return _lit(rng, size, 0.12, surface)
+
+
+def _spoil_woven(kind: str, scene: _Scene, clean: np.ndarray, rng: Generator) -> np.ndarray:
+    size = scene.size
+    match kind:
+        case "missing_thread":
+            system, number, start, length = (
+                rng.integers(2),
+                rng.integers(13, 29),
+                rng.uniform(9, 24),
+                rng.uniform(5, 20),
+            )
+            return scene.surface(
+                lost=lambda k, yarn, along: (
+                    (k == system) & (yarn == number) & (along > start) & (along < start + length)
+                )
+            )
+        case "hole":  # each yarn breaks off at its own place, so that frayed ends reach in
+            field, reach = _blob(rng, size, 0.004, 0.025), rng.uniform(0, 0.5, (2, 64))
+            return scene.surface(lost=lambda k, yarn, along: field > reach[k, yarn % 64])
+        case "snag":  # weft yarns pulled aside by something sharp
+            pull = np.clip(_blob(rng, size, 0.01, 0.035), 0, 1) ** 2
+            return scene.surface(drag=rng.choice((-1, 1)) * rng.uniform(0.9, 1.8) * pull)
+        case "cut_paste":  # cloth from the far side of the image, turned
+            patch, turn = _blob(rng, size, 0.006, 0.03) > 0, rng.uniform(0.4, 1.1)
+            spot = np.array(ndimage.center_of_mass(patch))
+            dy, dx = np.nonzero(patch) - spot[:, None]
+            sy, sx = spot + 0.35 * size * np.sign(size / 2 - spot)
+            source = (sy + np.cos(turn) * dy + np.sin(turn) * dx, sx + np.cos(turn) * dx - np.sin(turn) * dy)
+            spoiled = clean.copy()
+            for c in range(3):
+                spoiled[patch, c] = ndimage.map_coordinates(clean[..., c], source, order=1, mode="mirror")
+            return spoiled
+    return _stained(scene, clean, rng)
+
+
+# ---- brushed metal ----
+
+
+def _streaks(rng: Generator, size: int, turn: float) -> np.ndarray:
+    """Streaks (H, W) of several lengths, of about unit variance, at `turn` radians to the rows."""
+    n = int(1.45 * size)  # a square that covers the image at any angle
+    canvas = sum(0.6 * rng.standard_normal((n, c + 3), np.float32) @ _basis(n, c).T for c in (4, 14, 60))
+    canvas = ndimage.gaussian_filter1d(canvas, 0.6 * size / _SIDE, axis=0)
+    y, x = np.mgrid[:size, :size].astype(np.float32) - size / 2
+    place = (np.cos(turn) * y - np.sin(turn) * x + n / 2, np.cos(turn) * x + np.sin(turn) * y + n / 2)
+    return ndimage.map_coordinates(canvas, place, order=1, mode="nearest")
+
+
+def _brushed_metal(rng: Generator, size: int) -> _Scene:
+    grain = _streaks(rng, size, rng.normal(0, 0.05))
+    grain *= rng.uniform(0.06, 0.11) * (1 + 0.25 * _noise(rng, size, 3))
+    metal = rng.uniform(0.46, 0.56) * np.array([1.0, 1.0, 1.02])
+    y, x = (c / _SIDE - 0.5 for c in _grid(size))
+    band = (x + rng.normal(0, 0.25) * y - rng.uniform(-0.6, 0.6)) / rng.uniform(0.2, 0.4)
+    gloss = rng.uniform(0.1, 0.4) * np.exp(-(band**2))  # the lamp's reflection, somewhere
+    return _lit(rng, size, 0.16, lambda streaks=grain: metal * (1 + streaks)[..., None], gloss)
+
+
+def _spoil_metal(kind: str, scene: _Scene, clean: np.ndarray, rng: Generator) -> np.ndarray:
+    size = scene.size
+    match kind:
+        case "scratch":  # raw metal shines in it, one flank in the light and one in shadow
+            line = _stroke(rng, size, rng.uniform(60, 180), rng.uniform(1.2, 2.6), 0.04, (2, 6))
+            return clean * (1 + rng.uniform(0.12, 0.45) * (line + _relief(rng, line)))[..., None]
+        case "dent":
+            bowl = _ramp(_blob(rng, size, 0.01, 0.04), 1)
+            return clean * (1 + rng.uniform(0.12, 0.4) * _relief(rng, bowl))[..., None]
+        case "cross_brushing":
+            across = _streaks(rng, size, rng.choice((-1, 1)) * rng.uniform(0.3, 1.57))
+            patch = rng.uniform(0.5, 1) * _ramp(_blob(rng, size, 0.008, 0.04), 0.3)
+            return _blend(clean, patch, scene.surface(rng.uniform(0.05, 0.09) * across))
+    return _stained(scene, clean, rng)
+
+
+# ---- speckled stone ----
+
+_MINERALS = np.array([[86, 84, 80], [36, 34, 34], [62, 50, 43], [55, 57, 58], [74, 68, 58]], np.float32) / 100
+_FOREIGN = np.array([[62, 28, 20], [25, 38, 58], [28, 45, 28], [80, 64, 24]], np.float32) / 100
+
+
+def _lay_chip(surface: np.ndarray, rng: Generator, radius: float, colour: np.ndarray) -> None:
+    """Lay one angular chip into the surface, in place, anywhere."""
+    size, middle = len(surface), rng.uniform(0, _SIDE, 2)
+    ends = ((middle + [[-1.5 * radius], [1.5 * radius]]) * size / _SIDE).clip(0).astype(int)
+    rows, columns = (slice(low, high + 2) for low, high in ends.T)
+    y, x = _grid(size)
+    dy, dx = y[rows] - middle[0], x[:, columns] - middle[1]
+    sides = np.linspace(0, 2 * np.pi, 7)[:-1] + rng.uniform(-0.4, 0.4, 6) + rng.uniform(0, 1)
+    depths = radius * rng.uniform(0.55, 1.1, 6)
+    depth = np.min([d - np.cos(a) * dx - np.sin(a) * dy for a, d in zip(sides, depths, strict=True)], axis=0)
+    surface[rows, columns] = _blend(surface[rows, columns], _cover(depth, size), colour)
+
+
+def _speckled_stone(rng: Generator, size: int) -> _Scene:
+    """Terrazzo: chips of five minerals from 2 to 13 units in a speckled binder."""
+    minerals = (_MINERALS * (1 + rng.normal(0, 0.03, (5, 3)))).astype(np.float32)
+    binder = (np.array([0.70, 0.68, 0.65]) * (1 + rng.normal(0, 0.02, 3))).astype(np.float32)
+    speckle = _noise(rng, size, 80)
+    stone = binder * (1 + 0.03 * _noise(rng, size, 12) + 0.05 * _noise(rng, size, 120))[..., None]
+    stone = _blend(stone, np.clip(2.5 * (speckle - 1.4), 0, 1), minerals[1])
+    stone = _blend(stone, np.clip(2.5 * (-speckle - 1.5), 0, 1), minerals[0])
+    for radius in np.geomspace(13, 2.2, int(rng.uniform(130, 170))):  # the small over the large
+        _lay_chip(stone, rng, radius, minerals[rng.integers(5)] * rng.normal(1, 0.06))
+    return _lit(rng, size, 0.14, lambda: stone)
+
+
+def _spoil_stone(kind: str, scene: _Scene, clean: np.ndarray, rng: Generator) -> np.ndarray:
+    size = scene.size
+    match kind:
+        case "crack":
+            line = _stroke(rng, size, rng.uniform(90, 200), rng.uniform(2.8, 4.8), 0.07, (3, 9, 27))
+            return _blend(clean, rng.uniform(0.75, 1) * line, 0.12)
+        case "hole":  # where a chip fell out: dark, one wall in the light
+            field = _blob(rng, size, 0.004, 0.02)
+            inside = 0.2 + 0.25 * _relief(rng, _ramp(field, 0.8)) + 0.04 * _noise(rng, size, 60)
+            return _blend(clean, _ramp(field, 0.12), inside[..., None])
+        case "foreign_grain":
+            spoiled = clean.copy()
+            _lay_chip(spoiled, rng, rng.uniform(12, 22), _FOREIGN[rng.integers(4)])
+            return spoiled
+    # blur_patch: polished until the grains run together
+    sigma = rng.uniform(3.5, 6) * size / _SIDE
+    smooth = ndimage.gaussian_filter(clean, (sigma, sigma, 0))
+    return _blend(clean, _ramp(_blob(rng, size, 0.015, 0.05), 0.2), smooth)
+
+
+# ---- printed board ----
+# One layout for every board. A shape is (x, y, half width, half height, rounding) and may stand at an angle.
+
+_PINS = [(86 + 12 * k, y, 2.4, 7.0, 1.0) for y in (72, 152) for k in range(8)]
+_HEADER = [(36 + 26.3 * k, 224, 0, 0, 8.0) for k in range(8)]
+_ENDS = [(x, y + d, 8.0, 5.0, 1.0) for x in (30, 228) for y in (84, 140) for d in (-14, 14)]
+_PADS = _PINS + _HEADER + _ENDS
+_PARTS = [(x, y, 7.0, 12.0, 1.0) for x in (30, 228) for y in (84, 140)]
+_CHIP = (128, 112, 46.0, 30.0, 2.0)
+_VIAS = [(40 + 25 * k, 22 + 12 * (k % 2)) for k in range(8)] + [(30, 186), (228, 186), (56, 112), (202, 112)]
+_TRACES = [[(86 + 12 * k, 72), (86 + 12 * k, 56), (40 + 25 * k, 44), _VIAS[k]] for k in range(8)]
+_TRACES += [
+    [(86 + 12 * k, 152), (86 + 12 * k, 168), (36 + 26.3 * k, 200), (36 + 26.3 * k, 224)] for k in range(8)
+]
+_TRACES += [[(x, 98), (x, 126)] for x in (30, 228)] + [[(x, 154), (x, 186)] for x in (30, 228)]
+_TRACES += [[(30, 112), (56, 112)], [(228, 112), (202, 112)]]
+_TIN, _GOLD, _LAMINATE = np.array([[0.74, 0.74, 0.70], [0.72, 0.60, 0.34], [0.52, 0.44, 0.24]])
+_PRINT = """
+### ##  ###     ### ###
+ #  # # #         # #
+ #  ##  ##  ### ### ###
+ #  # # #       #   # #
+### # # #       ### ###
+
+### # #  #  ### ### ### ###
+# # # # ##  # #   # # #   #
+# # ###  #  ###  ## ###  ##
+# #   #  #  # #   #   #   #
+###   # ### ### ### ### ###"""
+_DOTS = np.array([[c == "#" for c in row.ljust(27)] for row in _PRINT.split("\n")[1:]], np.float32)
+_DOT = 2.8  # units a printed dot
+
+
+def _printed_board(rng: Generator, size: int) -> _Scene:
+    turn, (shift_y, shift_x) = rng.normal(0, 0.005), rng.normal(0, 0.8, 2)
+    y, x = (c - 128 for c in _grid(size))
+    # layout coordinates of each pixel: every board lies a little askew in its tray
+    bx = np.cos(turn) * x + np.sin(turn) * y + 128 + shift_x
+    by = np.cos(turn) * y - np.sin(turn) * x + 128 + shift_y
+    lacquer = np.array([0.07, 0.31, 0.17]) * (1 + rng.normal(0, 0.03, 3))
+    grain = 1 + 0.03 * _noise(rng, size, 100) + 0.03 * _noise(rng, size, 8)
+    shine = rng.uniform(0.94, 1.06, len(_PADS))
+    ink, ink_shift = rng.uniform(0.72, 0.85), rng.normal(0, 0.3, (2, 1, 1))
+
+    def draw(canvas: np.ndarray, shape: Sequence[float], colour: Sequence[float] | float, angle=0.0) -> None:
+        """Paint one shape, in place, on the few pixels that it may reach."""
+        cx, cy, half_width, half_height, rounding = shape
+        reach = np.array([[-1], [1]]) * (max(half_width, half_height) + rounding + 8)  # 8 for the askew pose
+        w = tuple(slice(*ends) for ends in (((cy, cx) + reach) * size / _SIDE).clip(0).astype(int).T)
+        dx, dy = bx[w] - cx, by[w] - cy
+        px = np.abs(np.cos(angle) * dx + np.sin(angle) * dy) - half_width
+        py = np.abs(np.cos(angle) * dy - np.sin(angle) * dx) - half_height
+        opacity = _cover(rounding - np.hypot(np.maximum(px, 0), np.maximum(py, 0)), size)
+        canvas[w] = _blend(canvas[w], opacity, np.multiply(colour, grain[w][..., None]))
+
+    def draw_line(
+        canvas: np.ndarray, start: Sequence[float], stop: Sequence[float], radius: float, colour
+    ) -> None:
+        (x0, y0), (x1, y1) = start, stop
+        shape = ((x0 + x1) / 2, (y0 + y1) / 2, np.hypot(x1 - x0, y1 - y0) / 2, 0, radius)
+        draw(canvas, shape, colour, np.arctan2(y1 - y0, x1 - x0))
+
+    def surface(no_pad=None, cut=0.0, solder=None, misprint=None) -> np.ndarray:
+        """With pad `no_pad` torn off; copper etched away by `cut` (H, W); `solder` (start, stop, radius); the print
+        moved by `misprint`, a matrix (2, 2) and a shift (2, 1, 1) of (y, x) about the chip's middle."""
+        copper = np.zeros((size, size, 1), np.float32)
+        for trace in _TRACES:
+            for start, stop in pairwise(trace):
+                draw_line(copper, start, stop, 2.2, 1.0)
+        copper = np.clip(copper[..., 0], 0, 1) * (1 - cut)
+        board = _blend(lacquer * grain[..., None], copper, lacquer * (1.8, 1.5, 1.6))
+        for via in _VIAS:
+            draw(board, (*via, 0, 0, 5), _GOLD)
+            draw(board, (*via, 0, 0, 2.3), 0.05)
+        for k, pad in enumerate(_PADS):
+            if k == no_pad:
+                draw(board, (*pad[:4], pad[4] + 1.5), _LAMINATE)  # some lacquer came off with it
+            else:
+                draw(board, pad, shine[k] * _TIN)
+        for k, part in enumerate(_PARTS):
+            draw(board, part, 0.13 if k < 2 else (0.55, 0.42, 0.28))
+        if solder is not None:
+            start, stop, radius = solder
+            draw_line(board, start, stop, radius, 0.6)
+            draw_line(
+                board, start - (0, radius / 3), stop - (0, radius / 3), radius / 3, 0.9
+            )  # its highlight
+        draw(board, _CHIP, 0.1)
+        draw(board, (86, 136, 0, 0, 2.5), 0.2)
+        place = np.stack([by - 112, bx - 128]) + ink_shift
+        if misprint is not None:
+            place = np.tensordot(misprint[0], place, 1) + misprint[1]
+        place = place / _DOT + (np.array(_DOTS.shape).reshape(2, 1, 1) - 1) / 2
+        dots = ndimage.map_coordinates(_DOTS, place, order=1, mode="constant")
+        return _blend(board, np.clip(2 * dots - 0.4, 0, 1), ink)
+
+    return _lit(rng, size, 0.09, surface)
+
+
+def _spoil_board(kind: str, scene: _Scene, clean: np.ndarray, rng: Generator) -> np.ndarray:
+    size = scene.size
+    match kind:
+        case "missing_pad":
+            return scene.surface(no_pad=rng.integers(len(_PADS)))
+        case "broken_trace":  # burnt through: a gap in the copper within a scorched spot
+            trace = np.array(_TRACES[rng.integers(16)])
+            x, y = trace[1] + rng.uniform(0.15, 0.85) * (trace[2] - trace[1])
+            field = _blob(rng, size, 0.004, 0.014, at=(y, x))
+            scorch = rng.uniform(0.7, 1) * _ramp(field, 0.4)
+            return _blend(scene.surface(cut=_ramp(field, 0.3)), scorch, (0.08, 0.07, 0.04))
+        case "bridge":  # solder that joins two or three neighbouring pads of a row
+            first, span = 8 * rng.integers(3) + rng.integers(6), rng.integers(1, 3)
+            ends = np.array([_PADS[first][:2], _PADS[first + span][:2]]) + rng.uniform(-2, 2, (2, 2))
+            return scene.surface(solder=(*ends, rng.uniform(3.5, 6)))
+        case "misprint":  # tilted, mirrored or shifted
+            way, side = rng.integers(3), rng.choice((-1, 1), 2)
+            tilt = side[0] * rng.uniform(0.1, 0.3) * (way == 0)
+            matrix = np.array([[np.cos(tilt), -np.sin(tilt)], [np.sin(tilt), np.cos(tilt)]])
+            matrix[1] *= -1 if way == 1 else 1
+            return scene.surface(
+                misprint=(matrix, (side * rng.uniform(4, 8, 2) * (way == 2)).reshape(2, 1, 1))
+            )
+    line = _stroke(rng, size, rng.uniform(60, 150), rng.uniform(1.6, 3.4), 0.04, (2, 6))
+    return _blend(
+        clean, rng.uniform(0.5, 0.9) * line, (0.55, 0.62, 0.48)
+    )  # scratch: pale where it is scraped
+
+
+_CATEGORIES = {
+    "woven": (_woven, _spoil_woven),
+    "brushed_metal": (_brushed_metal, _spoil_metal),
+    "speckled_stone": (_speckled_stone, _spoil_stone),
+    "printed_board": (_printed_board, _spoil_board),
+}
