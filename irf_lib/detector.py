@@ -10,8 +10,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -22,7 +23,17 @@ from pydantic import Field, ValidationError, field_validator
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .diffusion import T, TrainSettings, TrainStep, alpha_bars, build_denoiser, resolve_device, train
+from .diffusion import (
+    T,
+    TrainSettings,
+    TrainStep,
+    alpha_bars,
+    build_denoiser,
+    pack_history,
+    resolve_device,
+    train,
+    unpack_history,
+)
 from .feature_store import FeatureStore
 from .features import build_backbone, channel_statistics
 from .irf import inverse_residual_field
@@ -242,9 +253,7 @@ class OneStepDetector:
             "calibration_scores": torch.from_numpy(self.calibration_scores),
             "fit_index": torch.from_numpy(self.fit_index),
             "calibration_index": torch.from_numpy(self.calibration_index),
-            "history": torch.tensor(
-                [[s.step, s.loss, s.lr, s.grad_norm, s.seconds] for s in self.history], dtype=torch.float64
-            ).view(-1, 5),
+            "history": pack_history(self.history),
         }
         meta = {
             "format": FORMAT,
@@ -284,5 +293,20 @@ class OneStepDetector:
         self.calibration_scores = tensors["calibration_scores"].numpy()
         self.fit_index = tensors["fit_index"].numpy()
         self.calibration_index = tensors["calibration_index"].numpy()
-        self.history = [TrainStep(int(step), *rest) for step, *rest in tensors["history"].tolist()]
+        self.history = unpack_history(tensors["history"])
         self.train_seconds = meta["train_seconds"]
+
+
+def milliseconds_per_image(score: Callable[[np.ndarray], object], images: np.ndarray, repeats: int = 3) -> float:
+    """Median wall time of ``score(images)`` for each image, after one warm-up call; images (N, 3, H, W) in memory.
+
+    From pixels to result, so the backbone is included; the device is synchronised before the clock is read.
+    """
+    seconds = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        score(images)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return float(np.median(seconds[1:])) * 1000 / len(images)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -144,7 +144,17 @@ class TrainStep:
     loss: float  # MSE on eps, mean over the batch and all elements; 1.0 is what predicting zero gives
     lr: float
     grad_norm: float  # before clipping
-    seconds: float  # since the start, the time of earlier sessions of a resumed run included
+    seconds: float  # spent training so far, the time of earlier sessions of a resumed run included
+
+
+def pack_history(history: list[TrainStep]) -> Tensor:
+    """(len(history), 5) float64, for a file; :func:`unpack_history` is its inverse."""
+    return torch.tensor([astuple(step) for step in history], dtype=torch.float64).view(-1, 5)
+
+
+def unpack_history(packed: Tensor) -> list[TrainStep]:
+    """The TrainSteps that :func:`pack_history` packed."""
+    return [TrainStep(int(step), *rest) for step, *rest in packed.tolist()]
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
@@ -184,13 +194,14 @@ def train(
     checkpoint_seconds: float = 60.0,
     identity: str = "",
 ) -> Iterator[TrainStep]:
-    """Train ``denoiser`` on ``x0`` (N, C, s, s); yields a TrainStep after every step.
+    """Train ``denoiser`` on ``x0`` (N, C, s, s); yields a TrainStep for every step, in order.
 
     When the generator is exhausted, ``denoiser`` holds the EMA weights, on ``device``, in eval mode. With
     ``checkpoint`` (a JSON path) the state is kept on disk every ``checkpoint_seconds`` and a later call with the same
-    arguments goes on from there, to the same weights as an uninterrupted run; a checkpoint of other settings, another
-    seed or another ``identity`` (say, a hash of the data) is ignored, as is a damaged one. Raises ValueError on
-    empty data and FloatingPointError if the loss stops being finite.
+    arguments goes on from there, to the same weights as an uninterrupted run (the steps that were done before are
+    yielded again, from the record); a checkpoint of other settings, another seed or another ``identity`` (say, a hash
+    of the data) is ignored, as is a damaged one. Raises ValueError on empty data and FloatingPointError if the loss
+    stops being finite.
     """
     if x0.ndim != 4 or len(x0) == 0:
         raise ValueError(f"training needs feature maps of shape (N, C, s, s) with N > 0, got {tuple(x0.shape)}")
@@ -208,9 +219,11 @@ def train(
     state = _TrainState(denoiser, ema, optimizer, scheduler, generator)
     recipe = settings.model_dump(include=set(TrainSettings.model_fields)) | {"precision": precision}
     fingerprint = {"recipe": recipe, "seed": seed, "identity": identity}
-    done, earlier_seconds = state.load(checkpoint, fingerprint)
+    done = state.load(checkpoint, fingerprint)
+    yield from done
+    earlier_seconds = done[-1].seconds if done else 0.0
     start = saved = time.monotonic()
-    for step in range(done + 1, settings.steps + 1):
+    for step in range(len(done) + 1, settings.steps + 1):
         batch, t, eps = (v.to(device) for v in training_batch(x0, settings.batch_size, generator))
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             loss = ddpm_loss(denoiser, batch, t, eps, abar)
@@ -224,10 +237,11 @@ def train(
         scheduler.step()
         ema.update_parameters(denoiser)
         now = time.monotonic()
+        done.append(TrainStep(step, loss.item(), lr, float(grad_norm), earlier_seconds + now - start))
         if checkpoint and (now - saved >= checkpoint_seconds or step == settings.steps):
-            state.save(checkpoint, fingerprint, step, earlier_seconds + now - start)
+            state.save(checkpoint, fingerprint, done)
             saved = now
-        yield TrainStep(step, loss.item(), lr, float(grad_norm), earlier_seconds + now - start)
+        yield done[-1]
     denoiser.load_state_dict(ema.module.state_dict())
     denoiser.eval()
 
@@ -239,24 +253,25 @@ class _TrainState:
         self.denoiser, self.ema, self.optimizer = denoiser, ema, optimizer
         self.scheduler, self.generator = scheduler, generator
 
-    def save(self, path: Path, fingerprint: dict, step: int, seconds: float) -> None:
+    def save(self, path: Path, fingerprint: dict, done: list[TrainStep]) -> None:
         tensors = {f"net.{k}": v for k, v in self.denoiser.state_dict().items()}
         tensors |= {f"ema.{k}": v for k, v in self.ema.state_dict().items()}
         for i, slots in self.optimizer.state_dict()["state"].items():
             tensors |= {f"opt.{i}.{k}": v for k, v in slots.items()}
-        tensors["generator"] = self.generator.get_state()
-        save_tensors(path, tensors, {"fingerprint": fingerprint, "step": step, "seconds": seconds})
+        tensors |= {"generator": self.generator.get_state(), "history": pack_history(done)}
+        save_tensors(path, tensors, {"fingerprint": fingerprint})
 
-    def load(self, path: Path | None, fingerprint: dict) -> tuple[int, float]:
-        """Steps done and seconds spent so far: (0, 0.0) where there is no checkpoint of ours to trust."""
+    def load(self, path: Path | None, fingerprint: dict) -> list[TrainStep]:
+        """The steps done so far: none where there is no checkpoint of ours to trust."""
         if path is None:
-            return 0, 0.0
+            return []
         try:
             tensors, meta = load_tensors(path)
         except StorageError:
-            return 0, 0.0
+            return []
         if meta.get("fingerprint") != fingerprint:
-            return 0, 0.0
+            return []
+        done = unpack_history(tensors["history"])
         part = {name: {} for name in ("net", "ema", "opt")}
         for key, tensor in tensors.items():
             head, _, rest = key.partition(".")
@@ -270,14 +285,14 @@ class _TrainState:
             optimizer["state"].setdefault(int(i), {})[slot] = tensor
         self.optimizer.load_state_dict(optimizer)
         # The schedule is a pure function of the step count, so it is replayed rather than stored.
-        self.scheduler.load_state_dict(self.scheduler.state_dict() | {"last_epoch": meta["step"]})
+        self.scheduler.load_state_dict(self.scheduler.state_dict() | {"last_epoch": len(done)})
         for group, lr_lambda, base in zip(
             self.optimizer.param_groups, self.scheduler.lr_lambdas, self.scheduler.base_lrs, strict=True
         ):
-            group["lr"] = base * lr_lambda(meta["step"])
+            group["lr"] = base * lr_lambda(len(done))
         self.scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
         self.generator.set_state(tensors["generator"])
-        return meta["step"], meta["seconds"]
+        return done
 
 
 @torch.no_grad()

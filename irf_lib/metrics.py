@@ -65,6 +65,27 @@ def f1_max(labels: np.ndarray, scores: np.ndarray) -> float:
     return float(np.max(2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny)))
 
 
+def auroc_interval(
+    scores: np.ndarray, labels: np.ndarray, seed: int, level: float = 0.95, n_resamples: int = 1000
+) -> tuple[float, float, float]:
+    """AUROC with a percentile bootstrap interval over images: (value, low, high).
+
+    Good and anomalous images are drawn apart, so that every resample has both. NaN three times where one is missing.
+    """
+    scores, labels = np.asarray(scores, dtype=np.float64), np.asarray(labels).astype(bool)
+    good, anomalous = scores[~labels], scores[labels]
+    if len(good) == 0 or len(anomalous) == 0:
+        return math.nan, math.nan, math.nan
+    # AUROC is the mean over pairs of [anomalous > good] + [equal] / 2: one table of pairs serves every resample.
+    wins = (anomalous[:, None] > good) + 0.5 * (anomalous[:, None] == good)
+    rng = np.random.default_rng(seed)
+    rows = rng.multinomial(len(anomalous), np.full(len(anomalous), 1 / len(anomalous)), n_resamples)
+    columns = rng.multinomial(len(good), np.full(len(good), 1 / len(good)), n_resamples)
+    resampled = np.einsum("ri,ij,rj->r", rows, wins, columns, optimize=True) / wins.size
+    tail = (1 - level) / 2
+    return float(wins.mean()), float(np.quantile(resampled, tail)), float(np.quantile(resampled, 1 - tail))
+
+
 def pixel_metrics(maps: np.ndarray, masks: np.ndarray, fpr_limit: float = FPR_LIMIT) -> dict[str, float]:
     """P-AUROC, P-AP, P-F1max and AUPRO of maps (N, H, W) against masks (N, H, W) bool, all images pooled.
 

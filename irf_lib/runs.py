@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import math
 import os
 import platform
 import subprocess
@@ -20,16 +21,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from . import datasets
+from . import datasets, metrics
 from .datasets import Category
 from .detector import DetectorSettings, OneStepDetector
 from .diffusion import resolve_device, resolve_precision
+from .scoring import anomaly_map, image_score
 from .storage import StorageError, file_sha256, read_json, write_atomically, write_json
 
 
@@ -106,11 +109,11 @@ STAGES: dict[str, Stage] = {
     "05_score_and_detect": Stage(
         "How well does one network evaluation detect and localise defects?",
         reads=("detectors/*/*/seed*/detector.json",),
-        writes=("metrics.csv", "metrics/*.csv", "decisions.csv", "scores/*.npz", "figures/scores.*"),
+        writes=("metrics.csv", "intervals.csv", "decisions.csv", "scores/*.npz", "figures/scores.*"),
     ),
     "10_figures": Stage(
         "How do the results look on one page?",
-        reads=("metrics.csv", "scores/*.npz"),
+        reads=("metrics.csv", "decisions.csv", "scores/*.npz"),
         writes=("figures/localisation.*", "figures/methods.*", "figures/timesteps.*"),
     ),
 }
@@ -181,6 +184,30 @@ class Job:
     @property
     def train(self) -> list[Path]:
         return [path for category in self.categories for path in category.train]
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """A category's test images, ready to be scored."""
+
+    __test__ = False  # not a test case, whatever pytest makes of the name
+
+    key: str  # the name of its pieces
+    category: Category
+    seed: int
+    unified: bool
+    image_size: int
+    x0: Tensor  # (N, C, s, s) standardised features
+    labels: np.ndarray  # (N,) bool, True = anomalous
+    masks: np.ndarray | None  # (N, image_size, image_size) bool, None where the data set has none
+
+    def images(self, n: int) -> np.ndarray:
+        """The first ``n`` images, (n, 3, H, W) in [0, 1], for timing."""
+        return datasets.load_images([one.path for one in self.category.test[:n]], self.image_size)
 
 
 @dataclass
@@ -311,8 +338,7 @@ class Run:
         except (StorageError, KeyError, TypeError):
             pass  # absent, damaged or another version's: trained again
         detector = OneStepDetector(self.settings, job.seed, self.parameters.device, self.cache)
-        label = f"{job.name}, seed {job.seed}"
-        detector.fit(job.train, label if progress else None, checkpoint=folder / "checkpoint.json")
+        detector.fit(job.train, job.label if progress else None, checkpoint=folder / "checkpoint.json")
         detector.save(folder, identity)
         for leftover in folder.glob("checkpoint.*"):
             leftover.unlink()
@@ -325,7 +351,7 @@ class Run:
             detector = OneStepDetector.load(folder, self.parameters.device, self.cache)
             current = read_json(folder / "detector.json")["meta"]["extra"] == self._identity(job)
         except StorageError as error:
-            raise RunError(f"{error} Run 03_train for {job.name}, seed {job.seed}.") from None
+            raise RunError(f"{error} Run 03_train for {job.label}.") from None
         if not current:
             raise RunError(f"{self.show(folder)} was trained on other data or by other code; run 03_train again")
         return detector
@@ -338,6 +364,84 @@ class Run:
         """Standardised features of the job's normal images: those it was fitted on, and those held out."""
         x0 = detector.features(job.train)
         return x0[detector.fit_index], x0[detector.calibration_index]
+
+    # --- results -------------------------------------------------------------------------------------------------
+
+    def test_set(self, detector: OneStepDetector, job: Job, category: Category) -> TestSet:
+        """The category's test images as the job's detector sees them, with labels and masks."""
+        paths, size = [one.path for one in category.test], self.settings.image_size
+        masks = [datasets.load_mask(one.mask, size) for one in category.test] if category.has_masks else None
+        return TestSet(
+            key=self.piece_key(job, category),
+            category=category,
+            seed=job.seed,
+            unified=job.name == "unified",
+            image_size=size,
+            x0=detector.features(paths, progress=category.name),
+            labels=np.array([one.is_anomalous for one in category.test]),
+            masks=np.stack(masks) if masks else None,
+        )
+
+    def evaluate(
+        self,
+        test: TestSet,
+        method: str,
+        settings: DetectorSettings,
+        nll: Tensor,
+        train_s: float = math.nan,
+        ms_per_image: float = math.nan,
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """One method's row of metrics.csv and of intervals.csv, from its anomaly values ``nll`` (N, s, s)."""
+        scores = image_score(nll, settings.image_score).double().numpy()
+        maps = None if test.masks is None else anomaly_map(nll, test.image_size).numpy()
+        n_anomalous = int(test.labels.sum())
+        if test.unified != self.preset.unified:
+            method += ("," if ":" in method else ":") + ("unified" if test.unified else "per-category")
+        head = {"dataset": self.dataset, "category": test.category.name, "seed": test.seed, "method": method}
+        row = {
+            **head,
+            **{name: getattr(settings, name) for name in ("input", "t", "density", "image_score")},
+            "n_test_good": len(test.labels) - n_anomalous,
+            "n_test_anomalous": n_anomalous,
+            **metrics.evaluate(scores, test.labels, maps, test.masks),
+            "train_s": round(train_s, 2),
+            "ms_per_image": round(ms_per_image, 2),
+            "commit": git_state(self.root)[0],
+        }
+        value, low, high = metrics.auroc_interval(scores, test.labels, seed=test.seed)
+        interval = {**head, "metric": "I-AUROC", "value": value, "lo": low, "hi": high, "n": len(scores)}
+        return {name: row[name] for name in METRIC_COLUMNS}, interval
+
+    def decisions(self, test: TestSet, detector: OneStepDetector) -> pd.DataFrame:
+        """One row a test image: its score, p-value and verdict."""
+        result = detector.score_features(test.x0)
+        return pd.DataFrame(
+            {
+                "dataset": self.dataset,
+                "category": test.category.name,
+                "seed": test.seed,
+                "unified": test.unified,
+                "image": [f"{one.kind}/{one.path.name}" for one in test.category.test],
+                "anomalous": test.labels,
+                "score": result.scores,
+                "p_value": result.p_values,
+                "flagged": result.flagged,
+                "threshold": detector.threshold,
+                "n_calibration": len(detector.calibration_scores),
+            }
+        )
+
+    def save_nll(self, test: TestSet, nll: Tensor) -> Path:
+        """Keep the anomaly values (N, s, s) of a test set, for the figures."""
+        return self.save(f"scores/{test.key}.npz", lambda path: np.savez_compressed(path, nll=nll.numpy()))
+
+    def read_nll(self, job: Job, category: Category) -> np.ndarray:
+        """The anomaly values (N, s, s) that :meth:`save_nll` kept. Raises RunError if there are none."""
+        path = self.path(f"scores/{self.piece_key(job, category)}.npz")
+        if not path.is_file():
+            raise RunError(f"{self.show(path)} is missing: run 05_score_and_detect first")
+        with np.load(path) as file:
+            return file["nll"]
 
     # --- files ---------------------------------------------------------------------------------------------------
 
@@ -365,18 +469,23 @@ class Run:
         self.save(f"figures/{name}.pdf", lambda path: figure.savefig(path, metadata={"CreationDate": None}))
         return self.save(f"figures/{name}.png", lambda path: figure.savefig(path, dpi=150))
 
-    def save_metrics(self, rows: Sequence[Mapping[str, Any]], job: Job, category: Category) -> pd.DataFrame:
-        """Keep one (job, category)'s rows as a piece of its own, and rebuild metrics.csv from all pieces there are.
+    def save_piece(self, table: pd.DataFrame, name: str, key: str) -> pd.DataFrame:
+        """Keep ``table`` as the piece ``key`` of ``name`` (.csv), and rebuild ``name`` from all the pieces there are.
 
-        Pieces are whole or absent, so a killed run loses at most the one it was computing. Returns all of metrics.csv.
+        A run of other categories or seeds adds to what is there; a piece is whole or absent, so a killed run loses at
+        most the one it was computing. Returns all of ``name``.
         """
-        table = pd.DataFrame(list(rows), columns=METRIC_COLUMNS)
-        kind = "_unified" if job.name == "unified" else ""
-        self.save_table(table, f"metrics/{self.dataset}_{category.name}{kind}_seed{job.seed}.csv")
-        pieces = [pd.read_csv(path, dtype={"category": str}) for path in sorted(self.path("metrics").glob("*.csv"))]
+        folder = f"pieces/{Path(name).stem}"
+        self.save_table(table, f"{folder}/{key}.csv")
+        pieces = [pd.read_csv(path, dtype={"category": str}) for path in sorted(self.path(folder).glob("*.csv"))]
         table = pd.concat(pieces, ignore_index=True)
-        self.save_table(table, "metrics.csv")
+        self.save_table(table, name)
         return table
+
+    def piece_key(self, job: Job, category: Category | None = None) -> str:
+        """The name of a job's piece, or of one of its categories': dataset, category, unified or not, seed."""
+        unified = "_unified" if job.name == "unified" and category else ""
+        return f"{self.dataset}_{category.name if category else job.name}{unified}_seed{job.seed}"
 
     def read_table(self, name: str) -> pd.DataFrame:
         """A table of this run. Raises RunError if it is missing, or if its settings are not this run's: a figure must
@@ -526,8 +635,7 @@ def run_notebooks(
     paths = _select(notebook_paths(root), only)
     known = {path.stem: notebook_parameters(path) for path in paths}
     _check_extras(known, extras or {})
-    runs = {}
-    first = Run.open("00_start_here", **parameters)
+    first = Run.open(next(iter(STAGES)), **parameters)
     for category in first.categories:
         datasets.check_category(category)
     print(
@@ -536,14 +644,15 @@ def run_notebooks(
     )
     for number, path in enumerate(paths, start=1):
         head = f"[{number}/{len(paths)}] {path.stem}"
-        run = runs[path.stem] = Run.open(path.stem, **parameters)
+        own = {name: value for name, value in parameters.items() if name in known[path.stem]}
+        run = Run.open(path.stem, **own)
         executed = run.folder / "notebooks" / path.name
         if not force and not extras and executed.is_file() and run.is_current():
             print(f"{head}: current, skipped", flush=True)
             continue
         print(f"{head}: {STAGES[path.stem].question}", flush=True)
-        values = {**parameters, **(extras or {})}
-        seconds = _execute(run, path, executed, {k: v for k, v in values.items() if k in known[path.stem]})
+        own |= {name: value for name, value in (extras or {}).items() if name in known[path.stem]}
+        seconds = _execute(run, path, executed, own)
         print(f"{head}: done in {seconds:.0f} s", flush=True)
     return first.folder
 

@@ -1,17 +1,20 @@
 """Seeded surface textures with defects and exact pixel masks: the data that ships with the project.
 
-Three textures without a fixed position (woven cloth, brushed metal, speckled stone) and one aligned object (a printed
-board). For each, one function draws a `_Scene` and one, `_spoil_...`, alters its surface.
+Three textures without a fixed position (woven cloth, brushed metal, speckled stone) and one aligned object (a
+printed board). For each, one function draws a `_Scene` and one, `_spoil_...`, alters its surface.
 
-How a mask stays exact: the defect-free photograph (surface, light, sensor noise) is drawn first and only then the
-defect, which alters the surface alone. So `normal_image(c, rng)` is the defect-free twin of `defective_image(c, kind,
-rng)` for equal states of `rng`, the two agree outside the mask, and the background cannot tell the label.
+How a mask stays exact: the defect-free photograph (surface, light, sensor noise) is drawn first and only then
+the defect, which alters the surface alone. So `normal_image(c, rng)` is the defect-free twin of
+`defective_image(c, kind, rng)` for equal states of `rng`, the two agree outside the mask, and the background
+cannot tell the label.
 
-Lengths are in units of 1/256 of the image side: pixels at the default size, and a smaller image is the same surface at
-a lower resolution. A surface is float (H, W, 3) in about [0, 1], a field is float (H, W), and H = W = size.
+Lengths are in units of 1/256 of the image side: pixels at the default size, and a smaller image shows the
+same kind of surface at a lower resolution. A surface is float (H, W, 3) in about [0, 1], a field is float
+(H, W), and H = W = size.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -31,18 +34,18 @@ _FILLED = 4  # pixels; a change that rounds away in a hole of at most this size 
 
 @dataclass(frozen=True)
 class _Scene:
-    """One photograph before the shutter opens: its surface, what the light does to it, what the sensor adds."""
+    """One photograph before the shutter opens: a surface, what the light does to it, what the sensor adds."""
 
     size: int
     light: np.ndarray  # (H, W, 3), multiplies the surface
     noise: np.ndarray  # (H, W, 3), in units of the surface
-    surface: Callable[
-        ..., np.ndarray
-    ]  # no arguments: defect-free; keywords alter one thing and keep all else
+    surface: Callable[..., np.ndarray]  # no arguments: defect-free; keywords alter one thing, keep all else
 
     def photograph(self, surface: np.ndarray) -> np.ndarray:
         """The uint8 image (H, W, 3) of a surface (H, W, 3)."""
-        return np.clip(255 * (surface * self.light + self.noise) + 0.5, 0, 255).astype(np.uint8)
+        # one precision for every surface, or untouched pixels could round apart
+        exposed = surface.astype(np.float32) * self.light + self.noise
+        return np.clip(255 * exposed + 0.5, 0, 255).astype(np.uint8)
 
 
 def normal_image(category: str, rng: Generator, size: int = 256) -> np.ndarray:
@@ -51,17 +54,15 @@ def normal_image(category: str, rng: Generator, size: int = 256) -> np.ndarray:
     return scene.photograph(scene.surface())
 
 
-def defective_image(
-    category: str, kind: str, rng: Generator, size: int = 256
-) -> tuple[np.ndarray, np.ndarray]:
+def defective_image(category: str, kind: str, rng: Generator, size: int = 256) -> tuple[np.ndarray, ...]:
     """An image with one defect, uint8 (size, size, 3), and its mask, bool (size, size).
 
-    The mask holds the pixels whose value the defect changed, with enclosed holes of up to four pixels filled; a
-    pasted patch counts whole. Raises ValueError as `normal_image` does, and for a kind that the category lacks.
+    The mask holds the pixels whose value the defect changed, with enclosed holes of up to four pixels filled;
+    a pasted patch counts whole. Raises ValueError as `normal_image` does, and for a kind the category lacks.
     """
-    if kind not in DEFECTS.get(category, (kind,)):
-        raise ValueError(f"unknown defect {kind!r} of {category!r}; known: {', '.join(DEFECTS[category])}")
     scene = _draw(category, rng, size)
+    if kind not in DEFECTS[category]:
+        raise ValueError(f"unknown defect {kind!r} of {category!r}; known: {', '.join(DEFECTS[category])}")
     clean = scene.surface()
     spoiled = _CATEGORIES[category][1](kind, scene, clean, rng)
     image = scene.photograph(spoiled)
@@ -91,8 +92,13 @@ def _grid(size: int) -> tuple[np.ndarray, np.ndarray]:
     return centres[:, None], centres[None, :]
 
 
+def _turned(y: np.ndarray, x: np.ndarray, turn: float) -> tuple[np.ndarray, np.ndarray]:
+    """The coordinates (y, x) in axes turned by `turn` radians."""
+    return math.cos(turn) * y - math.sin(turn) * x, math.cos(turn) * x + math.sin(turn) * y
+
+
 def _basis(size: int, cells: int) -> np.ndarray:
-    """`cells` smooth bumps along the side, (size, cells + 3); unit rows, so white noise keeps its variance."""
+    """`cells` smooth bumps along the side, (size, cells + 3); unit rows: white noise keeps its variance."""
     bumps = np.exp(-((_grid(size)[0] * cells / _SIDE - np.arange(-1, cells + 2)) ** 2) / 0.6)
     return (bumps / np.linalg.norm(bumps, axis=1, keepdims=True)).astype(np.float32)
 
@@ -104,26 +110,24 @@ def _noise(rng: Generator, size: int, cells: int) -> np.ndarray:
 
 
 def _lit(rng: Generator, size: int, spread: float, surface: Callable[..., np.ndarray], gloss=0.0) -> _Scene:
-    """The scene of a surface with all that varies between photographs: exposure, uneven light, cast, sensor noise.
+    """The scene of a surface, with what varies between photographs: exposure, uneven light, cast, noise.
 
     `spread` scales the light in log units; `gloss` (H, W) is a reflection on top of it.
     """
     y, x = (c / _SIDE - 0.5 for c in _grid(size))
-    slope_y, slope_x, exposure = rng.normal(0, (1.2, 1.2, 0.6))
+    slope_y, slope_x, exposure = rng.normal(0, (1.2, 1.2, 0.6)).tolist()
     light = np.exp(spread * (exposure + slope_y * y + slope_x * x + 0.3 * _noise(rng, size, 2))) + gloss
-    light = light[..., None] * (1 + rng.normal(0, 0.012, 3))
-    return _Scene(
-        size, light.astype(np.float32), 0.008 * rng.standard_normal((size, size, 3), np.float32), surface
-    )
+    light = (light[..., None] * (1 + rng.normal(0, 0.012, 3))).astype(np.float32)
+    return _Scene(size, light, 0.008 * rng.standard_normal((size, size, 3), np.float32), surface)
 
 
-def _blend(under: np.ndarray, opacity: np.ndarray, paint: np.ndarray | Sequence[float] | float) -> np.ndarray:
+def _blend(under: np.ndarray, opacity: np.ndarray, paint: np.ndarray | tuple | float) -> np.ndarray:
     """`paint`, a colour or a surface, over the surface `under` with an opacity (H, W) in [0, 1]."""
     return under + opacity[..., None] * (np.asarray(paint, np.float32) - under)
 
 
 def _cover(depth: np.ndarray, size: int) -> np.ndarray:
-    """How much of each pixel a shape covers, given the depth in units inside its outline (negative outside)."""
+    """How much of each pixel a shape covers, from the depth in units inside its outline, negative outside."""
     return np.clip(0.5 + depth * (size / _SIDE), 0, 1)
 
 
@@ -133,48 +137,42 @@ def _ramp(field: np.ndarray, width: float) -> np.ndarray:
     return t * t * (3 - 2 * t)
 
 
-def _blob(
-    rng: Generator, size: int, low: float, high: float, at: Sequence[float] | None = None
-) -> np.ndarray:
+def _blob(rng: Generator, size: int, low: float, high: float, at=None) -> np.ndarray:
     """A field (H, W): 1 at the middle of an irregular blob, 0 on its outline, negative outside.
 
-    Its share of the image is drawn log-uniformly between `low` and `high`; `at` is its middle (y, x) in units.
+    Its share of the image is drawn log-uniformly from `low` to `high`; `at` is its middle (y, x) in units.
     """
-    area = np.exp(rng.uniform(np.log(low), np.log(high))) * _SIDE**2
-    cy, cx = rng.uniform(0.15, 0.85, 2) * _SIDE if at is None else at
-    turn, stretch = rng.uniform(0, np.pi), rng.uniform(1.0, 1.5)
+    area = math.exp(rng.uniform(math.log(low), math.log(high))) * _SIDE**2
+    cy, cx = (rng.uniform(0.15, 0.85, 2) * _SIDE if at is None else at).tolist()
     y, x = _grid(size)
-    along = (np.cos(turn) * (x - cx) + np.sin(turn) * (y - cy)) / stretch
-    across = (np.cos(turn) * (y - cy) - np.sin(turn) * (x - cx)) * stretch
+    across, along = _turned(y - cy, x - cx, rng.uniform(0, np.pi))
+    stretch = rng.uniform(1.0, 1.5)
+    across, along = across * stretch, along / stretch
     theta = np.linspace(-np.pi, np.pi, 128)
-    wobble = sum(rng.normal(0, 0.3 / k) * np.cos(k * theta + rng.uniform(0, 2 * np.pi)) for k in (2, 3, 5, 8))
-    outline = np.sqrt(area / np.pi) * np.exp(wobble - wobble.mean())
+    waves = (rng.normal(0, 0.3 / k) * np.cos(k * theta + rng.uniform(0, 2 * np.pi)) for k in (2, 3, 5, 8))
+    outline = math.sqrt(area / np.pi) * np.exp(sum(waves))
     return 1 - np.hypot(along, across) / np.interp(np.arctan2(across, along), theta, outline)
 
 
-def _stroke(
-    rng: Generator, size: int, length: float, width: float, wander: float, bends: tuple
-) -> np.ndarray:
+def _stroke(rng: Generator, size: int, length: float, width: float, wander: float, bends) -> np.ndarray:
     """Opacity (H, W) of a tapered line that strays sideways by about wander * length.
 
     `bends` are the numbers of bends along it, each kind half as strong as the one before.
     """
-    cy, cx = rng.uniform(0.3, 0.7, 2) * _SIDE
-    turn = rng.uniform(0, np.pi)
+    cy, cx = (rng.uniform(0.3, 0.7, 2) * _SIDE).tolist()
     y, x = _grid(size)
-    place = (np.cos(turn) * (x - cx) + np.sin(turn) * (y - cy)) / length + 0.5  # 0 to 1 between the ends
-    knots = np.linspace(0, 1, 256)
+    across, along = _turned(y - cy, x - cx, rng.uniform(0, np.pi))
+    place, knots = along / length + 0.5, np.linspace(0, 1, 256)  # 0 to 1 between the ends
     path = wander * sum(0.5**i * _basis(256, n) @ rng.standard_normal(n + 3) for i, n in enumerate(bends))
-    slope = np.interp(place, knots, np.gradient(path, knots))
-    sideways = np.cos(turn) * (y - cy) - np.sin(turn) * (x - cx) - length * np.interp(place, knots, path)
+    sideways = across - length * np.interp(place, knots, path)
+    distance = np.abs(sideways) / np.hypot(1, np.interp(place, knots, np.gradient(path, knots)))
     taper = np.sqrt(np.clip(4 * place * (1 - place), 0, 1))
-    return _cover(width / 2 * taper - np.abs(sideways) / np.hypot(1, slope), size) * (taper > 0)
+    return _cover(width / 2 * taper - distance, size) * (taper > 0)
 
 
 def _relief(rng: Generator, height: np.ndarray) -> np.ndarray:
     """Shading (H, W) in [-1, 1] of a relief lit from a random side."""
-    towards = rng.uniform(0, 2 * np.pi)
-    slope = np.tensordot((np.sin(towards), np.cos(towards)), np.gradient(height), 1)
+    slope, _ = _turned(*np.gradient(height), rng.uniform(0, 2 * np.pi))
     return slope / np.abs(slope).max()
 
 
@@ -183,8 +181,8 @@ def _stained(scene: _Scene, clean: np.ndarray, rng: Generator) -> np.ndarray:
     field = _blob(rng, scene.size, 0.005, 0.045)
     rim = np.clip(1 - np.abs(field - 0.15) / 0.15, 0, 1)
     mottle = 0.7 + 0.3 * rim + 0.1 * _noise(rng, scene.size, 24)
-    tint = (0.62, 0.46, 0.30) + rng.normal(0, 0.05, 3)
     opacity = np.clip(rng.uniform(0.55, 1) * _ramp(field, 0.25) * mottle, 0, 1)
+    tint = np.array([0.62, 0.46, 0.30]) + rng.normal(0, 0.05, 3)
     return _blend(clean, opacity, tint * (0.5 * clean + 0.5 * clean.mean(axis=(0, 1))))
 
 
@@ -193,20 +191,20 @@ def _stained(scene: _Scene, clean: np.ndarray, rng: Generator) -> np.ndarray:
 
 def _woven(rng: Generator, size: int) -> _Scene:
     """Plain weave: blue-grey warp, cream weft."""
-    pitch, turn = _SIDE / 24 * rng.uniform(0.94, 1.06), rng.normal(0, 0.03)
-    y, x = _grid(size)
-    # u counts warp yarns and v weft yarns, from about 8 so that no index is negative; no cloth lies quite straight
-    u = (np.cos(turn) * x + np.sin(turn) * y) / pitch + rng.uniform(8, 10) + 0.18 * _noise(rng, size, 5)
-    v = (np.cos(turn) * y - np.sin(turn) * x) / pitch + rng.uniform(8, 10) + 0.18 * _noise(rng, size, 5)
-    dyes = np.array([[0.36, 0.43, 0.56], [0.74, 0.70, 0.62]]) * (1 + rng.normal(0, 0.02, (2, 3)))
+    pitch, (y, x) = _SIDE / 24 * rng.uniform(0.94, 1.06), _grid(size)
+    v, u = _turned(y / pitch, x / pitch, rng.normal(0, 0.03))
+    # u counts warp yarns and v weft yarns, from about 8 so that none is negative; no cloth lies straight
+    u += rng.uniform(8, 10) + 0.18 * _noise(rng, size, 5)
+    v += rng.uniform(8, 10) + 0.18 * _noise(rng, size, 5)
+    dyes = np.array([[0.36, 0.43, 0.56], [0.74, 0.70, 0.62]], np.float32)
+    dyes *= 1 + 0.02 * rng.standard_normal((2, 3), np.float32)
     # a row per yarn: thick and thin places along it, on top of its own thickness
-    slubs = 3.2 * ndimage.gaussian_filter1d(
-        rng.standard_normal((2, 64, 256), np.float32), 6, axis=2, mode="wrap"
-    )
+    slubs = rng.standard_normal((2, 64, 256), np.float32)
+    slubs = 3.2 * ndimage.gaussian_filter1d(slubs, 6, axis=2, mode="wrap")
     slubs += 0.7 * rng.standard_normal((2, 64, 1), np.float32)
 
-    def surface(drag: np.ndarray | float = 0.0, lost: Callable[..., np.ndarray] | None = None) -> np.ndarray:
-        """`drag` (H, W) moves weft yarns, in yarns; `lost(k, yarn, along)` is where yarns of system k are gone."""
+    def surface(drag=0.0, lost: Callable[..., np.ndarray] | None = None) -> np.ndarray:
+        """`drag` (H, W) moves weft yarns, in yarns; `lost(k, yarn, along)`: where system k has gaps."""
         heights, paints = [], []
         for k, (across, along) in enumerate(((u, v + drag), (v + drag, u))):
             yarn = across.astype(int)
@@ -220,9 +218,7 @@ def _woven(rng: Generator, size: int) -> _Scene:
             shade = (0.35 + 0.65 * bulge) * (0.82 + 0.18 * lift) * (1 + 0.07 * slub + 0.06 * twist)
             paints.append(shade[..., None] * dyes[k])
         cloth = np.where((heights[0] > heights[1])[..., None], *paints)
-        return np.where(
-            (np.maximum(*heights) < -1.5)[..., None], 0.08, cloth
-        )  # dark ground between the yarns
+        return np.where((np.maximum(*heights) < -1.5)[..., None], 0.08, cloth)  # dark ground between them
 
     return _lit(rng, size, 0.12, surface)
 
@@ -231,29 +227,24 @@ def _spoil_woven(kind: str, scene: _Scene, clean: np.ndarray, rng: Generator) ->
     size = scene.size
     match kind:
         case "missing_thread":
-            system, number, start, length = (
-                rng.integers(2),
-                rng.integers(13, 29),
-                rng.uniform(9, 24),
-                rng.uniform(5, 20),
-            )
-            return scene.surface(
-                lost=lambda k, yarn, along: (
-                    (k == system) & (yarn == number) & (along > start) & (along < start + length)
-                )
-            )
+            system, number = rng.integers(2), rng.integers(13, 29)
+            middle, half = rng.uniform(14, 28), rng.uniform(2.5, 10)
+
+            def lost(k: int, yarn: np.ndarray, along: np.ndarray) -> np.ndarray:
+                return (k == system) & (yarn == number) & (np.abs(along - middle) < half)
+
+            return scene.surface(lost=lost)
         case "hole":  # each yarn breaks off at its own place, so that frayed ends reach in
-            field, reach = _blob(rng, size, 0.004, 0.025), rng.uniform(0, 0.5, (2, 64))
-            return scene.surface(lost=lambda k, yarn, along: field > reach[k, yarn % 64])
+            field, reach = _blob(rng, size, 0.005, 0.03), rng.uniform(0, 0.6, (2, 64))
+            return scene.surface(lost=lambda k, yarn, v: field > reach[k, yarn % 64])
         case "snag":  # weft yarns pulled aside by something sharp
-            pull = np.clip(_blob(rng, size, 0.01, 0.035), 0, 1) ** 2
-            return scene.surface(drag=rng.choice((-1, 1)) * rng.uniform(0.9, 1.8) * pull)
+            pull = np.clip(_blob(rng, size, 0.012, 0.035), 0, 1) ** 2
+            return scene.surface(drag=rng.choice((-1, 1)) * rng.uniform(1.0, 1.8) * pull)
         case "cut_paste":  # cloth from the far side of the image, turned
-            patch, turn = _blob(rng, size, 0.006, 0.03) > 0, rng.uniform(0.4, 1.1)
-            spot = np.array(ndimage.center_of_mass(patch))
-            dy, dx = np.nonzero(patch) - spot[:, None]
-            sy, sx = spot + 0.35 * size * np.sign(size / 2 - spot)
-            source = (sy + np.cos(turn) * dy + np.sin(turn) * dx, sx + np.cos(turn) * dx - np.sin(turn) * dy)
+            patch = _blob(rng, size, 0.006, 0.03) > 0
+            middle = np.array(ndimage.center_of_mass(patch))
+            source = np.stack(_turned(*(np.nonzero(patch) - middle[:, None]), rng.uniform(0.4, 1.1)))
+            source += (middle + 0.35 * size * np.sign(size / 2 - middle))[:, None]
             spoiled = clean.copy()
             for c in range(3):
                 spoiled[patch, c] = ndimage.map_coordinates(clean[..., c], source, order=1, mode="mirror")
@@ -269,9 +260,8 @@ def _streaks(rng: Generator, size: int, turn: float) -> np.ndarray:
     n = int(1.45 * size)  # a square that covers the image at any angle
     canvas = sum(0.6 * rng.standard_normal((n, c + 3), np.float32) @ _basis(n, c).T for c in (4, 14, 60))
     canvas = ndimage.gaussian_filter1d(canvas, 0.6 * size / _SIDE, axis=0)
-    y, x = np.mgrid[:size, :size].astype(np.float32) - size / 2
-    place = (np.cos(turn) * y - np.sin(turn) * x + n / 2, np.cos(turn) * x + np.sin(turn) * y + n / 2)
-    return ndimage.map_coordinates(canvas, place, order=1, mode="nearest")
+    y, x = _turned(*(np.mgrid[:size, :size].astype(np.float32) - size / 2), turn)
+    return ndimage.map_coordinates(canvas, (y + n / 2, x + n / 2), order=1, mode="nearest")
 
 
 def _brushed_metal(rng: Generator, size: int) -> _Scene:
@@ -294,35 +284,35 @@ def _spoil_metal(kind: str, scene: _Scene, clean: np.ndarray, rng: Generator) ->
             bowl = _ramp(_blob(rng, size, 0.01, 0.04), 1)
             return clean * (1 + rng.uniform(0.12, 0.4) * _relief(rng, bowl))[..., None]
         case "cross_brushing":
-            across = _streaks(rng, size, rng.choice((-1, 1)) * rng.uniform(0.3, 1.57))
-            patch = rng.uniform(0.5, 1) * _ramp(_blob(rng, size, 0.008, 0.04), 0.3)
-            return _blend(clean, patch, scene.surface(rng.uniform(0.05, 0.09) * across))
+            across = _streaks(rng, size, rng.choice((-1, 1)) * rng.uniform(0.5, 1.57))
+            patch = rng.uniform(0.7, 1) * _ramp(_blob(rng, size, 0.012, 0.05), 0.3)
+            return _blend(clean, patch, scene.surface(rng.uniform(0.06, 0.1) * across))
     return _stained(scene, clean, rng)
 
 
 # ---- speckled stone ----
 
-_MINERALS = np.array([[86, 84, 80], [36, 34, 34], [62, 50, 43], [55, 57, 58], [74, 68, 58]], np.float32) / 100
-_FOREIGN = np.array([[62, 28, 20], [25, 38, 58], [28, 45, 28], [80, 64, 24]], np.float32) / 100
+_MINERALS = np.array([[78, 76, 73], [33, 31, 31], [56, 45, 39], [49, 51, 52], [67, 61, 52]], np.float32) / 100
+_FOREIGN = np.array([[57, 26, 18], [23, 35, 53], [25, 41, 25], [73, 58, 22]], np.float32) / 100
 
 
-def _lay_chip(surface: np.ndarray, rng: Generator, radius: float, colour: np.ndarray) -> None:
-    """Lay one angular chip into the surface, in place, anywhere."""
-    size, middle = len(surface), rng.uniform(0, _SIDE, 2)
-    ends = ((middle + [[-1.5 * radius], [1.5 * radius]]) * size / _SIDE).clip(0).astype(int)
-    rows, columns = (slice(low, high + 2) for low, high in ends.T)
+def _lay_chip(surface: np.ndarray, rng: Generator, radius: float, colour: np.ndarray, margin=0.0) -> None:
+    """Lay an angular chip into the surface, in place, its middle at least `margin` units off the border."""
+    size, middle = len(surface), rng.uniform(margin, _SIDE - margin, 2)
+    ends = (middle + [[-1.5 * radius], [1.5 * radius]]) * size / _SIDE
+    rows, columns = (slice(low, high + 2) for low, high in ends.clip(0).astype(int).T)
     y, x = _grid(size)
     dy, dx = y[rows] - middle[0], x[:, columns] - middle[1]
-    sides = np.linspace(0, 2 * np.pi, 7)[:-1] + rng.uniform(-0.4, 0.4, 6) + rng.uniform(0, 1)
-    depths = radius * rng.uniform(0.55, 1.1, 6)
-    depth = np.min([d - np.cos(a) * dx - np.sin(a) * dy for a, d in zip(sides, depths, strict=True)], axis=0)
+    facing = np.arange(6)[:, None, None] * np.pi / 3 + rng.uniform(-0.4, 0.4, (6, 1, 1)) + rng.uniform(0, 1)
+    sides = radius * rng.uniform(0.55, 1.1, (6, 1, 1))
+    depth = (sides - np.cos(facing) * dx - np.sin(facing) * dy).min(axis=0)
     surface[rows, columns] = _blend(surface[rows, columns], _cover(depth, size), colour)
 
 
 def _speckled_stone(rng: Generator, size: int) -> _Scene:
     """Terrazzo: chips of five minerals from 2 to 13 units in a speckled binder."""
     minerals = (_MINERALS * (1 + rng.normal(0, 0.03, (5, 3)))).astype(np.float32)
-    binder = (np.array([0.70, 0.68, 0.65]) * (1 + rng.normal(0, 0.02, 3))).astype(np.float32)
+    binder = (np.array([0.63, 0.61, 0.58]) * (1 + rng.normal(0, 0.02, 3))).astype(np.float32)
     speckle = _noise(rng, size, 80)
     stone = binder * (1 + 0.03 * _noise(rng, size, 12) + 0.05 * _noise(rng, size, 120))[..., None]
     stone = _blend(stone, np.clip(2.5 * (speckle - 1.4), 0, 1), minerals[1])
@@ -340,20 +330,20 @@ def _spoil_stone(kind: str, scene: _Scene, clean: np.ndarray, rng: Generator) ->
             return _blend(clean, rng.uniform(0.75, 1) * line, 0.12)
         case "hole":  # where a chip fell out: dark, one wall in the light
             field = _blob(rng, size, 0.004, 0.02)
-            inside = 0.2 + 0.25 * _relief(rng, _ramp(field, 0.8)) + 0.04 * _noise(rng, size, 60)
+            inside = 0.2 + 0.2 * _relief(rng, _ramp(field, 0.8)) + 0.04 * _noise(rng, size, 60)
             return _blend(clean, _ramp(field, 0.12), inside[..., None])
         case "foreign_grain":
             spoiled = clean.copy()
-            _lay_chip(spoiled, rng, rng.uniform(12, 22), _FOREIGN[rng.integers(4)])
+            _lay_chip(spoiled, rng, rng.uniform(12, 22), _FOREIGN[rng.integers(4)], margin=24)
             return spoiled
     # blur_patch: polished until the grains run together
     sigma = rng.uniform(3.5, 6) * size / _SIDE
-    smooth = ndimage.gaussian_filter(clean, (sigma, sigma, 0))
+    smooth = ndimage.gaussian_filter(clean, (sigma, sigma, 0), truncate=2)
     return _blend(clean, _ramp(_blob(rng, size, 0.015, 0.05), 0.2), smooth)
 
 
 # ---- printed board ----
-# One layout for every board. A shape is (x, y, half width, half height, rounding) and may stand at an angle.
+# One layout for all boards. A shape is (x, y, half width, half height, rounding) and may stand at an angle.
 
 _PINS = [(86 + 12 * k, y, 2.4, 7.0, 1.0) for y in (72, 152) for k in range(8)]
 _HEADER = [(36 + 26.3 * k, 224, 0, 0, 8.0) for k in range(8)]
@@ -361,13 +351,10 @@ _ENDS = [(x, y + d, 8.0, 5.0, 1.0) for x in (30, 228) for y in (84, 140) for d i
 _PADS = _PINS + _HEADER + _ENDS
 _PARTS = [(x, y, 7.0, 12.0, 1.0) for x in (30, 228) for y in (84, 140)]
 _CHIP = (128, 112, 46.0, 30.0, 2.0)
-_VIAS = [(40 + 25 * k, 22 + 12 * (k % 2)) for k in range(8)] + [(30, 186), (228, 186), (56, 112), (202, 112)]
+_VIAS = [(40 + 25 * k, 22 + 12 * (k % 2)) for k in range(8)] + [(x, y) for x in (30, 228) for y in (112, 186)]
 _TRACES = [[(86 + 12 * k, 72), (86 + 12 * k, 56), (40 + 25 * k, 44), _VIAS[k]] for k in range(8)]
-_TRACES += [
-    [(86 + 12 * k, 152), (86 + 12 * k, 168), (36 + 26.3 * k, 200), (36 + 26.3 * k, 224)] for k in range(8)
-]
-_TRACES += [[(x, 98), (x, 126)] for x in (30, 228)] + [[(x, 154), (x, 186)] for x in (30, 228)]
-_TRACES += [[(30, 112), (56, 112)], [(228, 112), (202, 112)]]
+_TRACES += [[p[:2], (p[0], 168), (h[0], 200), h[:2]] for p, h in zip(_PINS[8:], _HEADER, strict=True)]
+_TRACES += [[(x, 98), (x, 186)] for x in (30, 228)]
 _TIN, _GOLD, _LAMINATE = np.array([[0.74, 0.74, 0.70], [0.72, 0.60, 0.34], [0.52, 0.44, 0.24]])
 _PRINT = """
 ### ##  ###     ### ###
@@ -386,67 +373,68 @@ _DOT = 2.8  # units a printed dot
 
 
 def _printed_board(rng: Generator, size: int) -> _Scene:
-    turn, (shift_y, shift_x) = rng.normal(0, 0.005), rng.normal(0, 0.8, 2)
-    y, x = (c - 128 for c in _grid(size))
+    turn, shift = rng.normal(0, 0.005), rng.normal(0, 0.8, 2)
     # layout coordinates of each pixel: every board lies a little askew in its tray
-    bx = np.cos(turn) * x + np.sin(turn) * y + 128 + shift_x
-    by = np.cos(turn) * y - np.sin(turn) * x + 128 + shift_y
-    lacquer = np.array([0.07, 0.31, 0.17]) * (1 + rng.normal(0, 0.03, 3))
+    by, bx = _turned(*(c - 128 for c in _grid(size)), turn)
+    by, bx = by + float(128 + shift[0]), bx + float(128 + shift[1])
+    lacquer = np.array([0.07, 0.31, 0.17], np.float32) * (1 + 0.03 * rng.standard_normal(3, np.float32))
     grain = 1 + 0.03 * _noise(rng, size, 100) + 0.03 * _noise(rng, size, 8)
     shine = rng.uniform(0.94, 1.06, len(_PADS))
     ink, ink_shift = rng.uniform(0.72, 0.85), rng.normal(0, 0.3, (2, 1, 1))
 
-    def draw(canvas: np.ndarray, shape: Sequence[float], colour: Sequence[float] | float, angle=0.0) -> None:
+    def window(cx: float, cy: float, reach: float) -> tuple[slice, ...]:
+        """The pixels within `reach` of a place in the layout, with room for the askew pose."""
+        ends = [[(c - reach - 6) * size / _SIDE, (c + reach + 6) * size / _SIDE] for c in (cy, cx)]
+        return tuple(slice(max(int(low), 0), max(int(high), 0)) for low, high in ends)
+
+    def draw(canvas: np.ndarray, shape: tuple, colour: tuple | float, angle: float = 0.0) -> None:
         """Paint one shape, in place, on the few pixels that it may reach."""
         cx, cy, half_width, half_height, rounding = shape
-        reach = np.array([[-1], [1]]) * (max(half_width, half_height) + rounding + 8)  # 8 for the askew pose
-        w = tuple(slice(*ends) for ends in (((cy, cx) + reach) * size / _SIDE).clip(0).astype(int).T)
-        dx, dy = bx[w] - cx, by[w] - cy
-        px = np.abs(np.cos(angle) * dx + np.sin(angle) * dy) - half_width
-        py = np.abs(np.cos(angle) * dy - np.sin(angle) * dx) - half_height
-        opacity = _cover(rounding - np.hypot(np.maximum(px, 0), np.maximum(py, 0)), size)
+        w = window(cx, cy, max(half_width, half_height) + rounding)
+        dy, dx = _turned(by[w] - cy, bx[w] - cx, angle)
+        outside = np.hypot(np.maximum(abs(dx) - half_width, 0), np.maximum(abs(dy) - half_height, 0))
+        opacity = _cover(rounding - outside, size)
         canvas[w] = _blend(canvas[w], opacity, np.multiply(colour, grain[w][..., None]))
 
-    def draw_line(
-        canvas: np.ndarray, start: Sequence[float], stop: Sequence[float], radius: float, colour
-    ) -> None:
+    def draw_line(canvas: np.ndarray, start: tuple, stop: tuple, radius: float, colour: float) -> None:
         (x0, y0), (x1, y1) = start, stop
-        shape = ((x0 + x1) / 2, (y0 + y1) / 2, np.hypot(x1 - x0, y1 - y0) / 2, 0, radius)
-        draw(canvas, shape, colour, np.arctan2(y1 - y0, x1 - x0))
+        shape = ((x0 + x1) / 2, (y0 + y1) / 2, math.hypot(x1 - x0, y1 - y0) / 2, 0, radius)
+        draw(canvas, shape, colour, math.atan2(y1 - y0, x1 - x0))
+
+    copper = np.zeros((size, size, 1), np.float32)
+    for trace in _TRACES:
+        for start, stop in pairwise(trace):
+            draw_line(copper, start, stop, 2.2, 1.0)
+    copper = np.clip(copper[..., 0], 0, 1)
 
     def surface(no_pad=None, cut=0.0, solder=None, misprint=None) -> np.ndarray:
-        """With pad `no_pad` torn off; copper etched away by `cut` (H, W); `solder` (start, stop, radius); the print
-        moved by `misprint`, a matrix (2, 2) and a shift (2, 1, 1) of (y, x) about the chip's middle."""
-        copper = np.zeros((size, size, 1), np.float32)
-        for trace in _TRACES:
-            for start, stop in pairwise(trace):
-                draw_line(copper, start, stop, 2.2, 1.0)
-        copper = np.clip(copper[..., 0], 0, 1) * (1 - cut)
-        board = _blend(lacquer * grain[..., None], copper, lacquer * (1.8, 1.5, 1.6))
+        """With pad `no_pad` torn off; copper etched away by `cut` (H, W); `solder` (start, stop, radius); the
+        print moved by `misprint`, a matrix (2, 2) and a shift (2, 1, 1) of (y, x) about the chip's middle."""
+        board = _blend(lacquer * grain[..., None], copper * (1 - cut), lacquer * (1.8, 1.5, 1.6))
         for via in _VIAS:
             draw(board, (*via, 0, 0, 5), _GOLD)
             draw(board, (*via, 0, 0, 2.3), 0.05)
         for k, pad in enumerate(_PADS):
-            if k == no_pad:
-                draw(board, (*pad[:4], pad[4] + 1.5), _LAMINATE)  # some lacquer came off with it
-            else:
-                draw(board, pad, shine[k] * _TIN)
+            draw(board, pad, shine[k] * _TIN)
+            if k == no_pad:  # some lacquer came off with it
+                draw(board, (*pad[:4], pad[4] + 2.5), _LAMINATE)
         for k, part in enumerate(_PARTS):
             draw(board, part, 0.13 if k < 2 else (0.55, 0.42, 0.28))
         if solder is not None:
             start, stop, radius = solder
             draw_line(board, start, stop, radius, 0.6)
-            draw_line(
-                board, start - (0, radius / 3), stop - (0, radius / 3), radius / 3, 0.9
-            )  # its highlight
+            up = (0, -radius / 3)
+            draw_line(board, start + up, stop + up, radius / 3, 0.9)  # its highlight
         draw(board, _CHIP, 0.1)
         draw(board, (86, 136, 0, 0, 2.5), 0.2)
-        place = np.stack([by - 112, bx - 128]) + ink_shift
+        w = window(*_CHIP[:3])
+        place = np.stack([by[w] - 112, bx[w] - 128]) + ink_shift
         if misprint is not None:
             place = np.tensordot(misprint[0], place, 1) + misprint[1]
         place = place / _DOT + (np.array(_DOTS.shape).reshape(2, 1, 1) - 1) / 2
         dots = ndimage.map_coordinates(_DOTS, place, order=1, mode="constant")
-        return _blend(board, np.clip(2 * dots - 0.4, 0, 1), ink)
+        board[w] = _blend(board[w], np.clip(2 * dots - 0.4, 0, 1), ink)
+        return board
 
     return _lit(rng, size, 0.09, surface)
 
@@ -457,10 +445,10 @@ def _spoil_board(kind: str, scene: _Scene, clean: np.ndarray, rng: Generator) ->
         case "missing_pad":
             return scene.surface(no_pad=rng.integers(len(_PADS)))
         case "broken_trace":  # burnt through: a gap in the copper within a scorched spot
-            trace = np.array(_TRACES[rng.integers(16)])
-            x, y = trace[1] + rng.uniform(0.15, 0.85) * (trace[2] - trace[1])
-            field = _blob(rng, size, 0.004, 0.014, at=(y, x))
-            scorch = rng.uniform(0.7, 1) * _ramp(field, 0.4)
+            _, start, stop, _ = np.array(_TRACES[rng.integers(16)])
+            x, y = start + rng.uniform(0.15, 0.85) * (stop - start)
+            field = _blob(rng, size, 0.003, 0.012, at=np.array([y, x]))
+            scorch = rng.uniform(0.6, 1) * _ramp(field, 0.4)
             return _blend(scene.surface(cut=_ramp(field, 0.3)), scorch, (0.08, 0.07, 0.04))
         case "bridge":  # solder that joins two or three neighbouring pads of a row
             first, span = 8 * rng.integers(3) + rng.integers(6), rng.integers(1, 3)
@@ -468,16 +456,13 @@ def _spoil_board(kind: str, scene: _Scene, clean: np.ndarray, rng: Generator) ->
             return scene.surface(solder=(*ends, rng.uniform(3.5, 6)))
         case "misprint":  # tilted, mirrored or shifted
             way, side = rng.integers(3), rng.choice((-1, 1), 2)
-            tilt = side[0] * rng.uniform(0.1, 0.3) * (way == 0)
-            matrix = np.array([[np.cos(tilt), -np.sin(tilt)], [np.sin(tilt), np.cos(tilt)]])
+            matrix = np.array(_turned(*np.eye(2), side[0] * rng.uniform(0.1, 0.3) * (way == 0)))
             matrix[1] *= -1 if way == 1 else 1
-            return scene.surface(
-                misprint=(matrix, (side * rng.uniform(4, 8, 2) * (way == 2)).reshape(2, 1, 1))
-            )
+            shift = side * rng.uniform(4, 8, 2) * (way == 2)
+            return scene.surface(misprint=(matrix, shift.reshape(2, 1, 1)))
+    # scratch: pale where the lacquer is scraped
     line = _stroke(rng, size, rng.uniform(60, 150), rng.uniform(1.6, 3.4), 0.04, (2, 6))
-    return _blend(
-        clean, rng.uniform(0.5, 0.9) * line, (0.55, 0.62, 0.48)
-    )  # scratch: pale where it is scraped
+    return _blend(clean, rng.uniform(0.5, 0.9) * line, (0.55, 0.62, 0.48))
 
 
 _CATEGORIES = {

@@ -1,0 +1,202 @@
+"""Figures. Each function draws what it is given and returns the matplotlib Figure; nothing is computed here.
+
+Sizes are inches at a page's text width; colours are seaborn's colour-blind-safe palette and viridis/cividis maps.
+Images are (3, H, W) float in [0, 1], masks (H, W) bool, maps (H, W) float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+WIDTH = 7.0  # inches, a page's text width
+GOOD, ANOMALOUS = sns.color_palette("colorblind")[0], sns.color_palette("colorblind")[3]
+MAP_COLOURS = "viridis"
+
+
+def use_style() -> None:
+    """The project's look, for every figure of a notebook: call once, in the set-up cell."""
+    sns.set_theme(context="paper", style="ticks", palette="colorblind")
+    plt.rcParams.update(
+        {"pdf.fonttype": 42, "figure.dpi": 110, "figure.constrained_layout.use": True, "image.interpolation": "nearest"}
+    )
+
+
+def _bare(axis: Axes) -> None:
+    axis.set_xticks([])
+    axis.set_yticks([])
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+
+
+def _credit(figure: Figure, credit: str) -> None:
+    figure.supxlabel(credit, fontsize=6, x=0.995, ha="right")
+
+
+def show_image(axis: Axes, image: np.ndarray, mask: np.ndarray | None = None, title: str = "") -> None:
+    """An image, with the outline of its mask."""
+    axis.imshow(image.transpose(1, 2, 0).clip(0, 1))
+    if mask is not None and mask.any():
+        axis.contour(mask, levels=[0.5], colors=[ANOMALOUS], linewidths=0.8)
+    axis.set_title(title, fontsize=7)
+    _bare(axis)
+
+
+def image_grid(
+    rows: Mapping[str, Sequence[tuple[str, np.ndarray, np.ndarray | None]]], credit: str, width: float = WIDTH
+) -> Figure:
+    """One row a category: ``rows[name]`` is a list of (title, image, mask); masks are outlined."""
+    columns = max(len(row) for row in rows.values())
+    cell = width / columns
+    figure, axes = plt.subplots(len(rows), columns, figsize=(width, len(rows) * (cell + 0.2) + 0.2), squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for line, (name, row) in zip(axes, rows.items(), strict=True):
+        for axis, (title, image, mask) in zip(line, row, strict=False):
+            axis.axis("on")
+            show_image(axis, image, mask, title)
+        line[0].set_ylabel(name, fontsize=7)
+    _credit(figure, credit)
+    return figure
+
+
+def oracle_comparison(t: Sequence[int], learned: np.ndarray, optimum: np.ndarray, zero: np.ndarray) -> Figure:
+    """Held-out DDPM loss against t: ``learned``, closed-form ``optimum`` and predicting zero, each (len(t),)."""
+    figure, axis = plt.subplots(figsize=(WIDTH / 2, 2.4))
+    axis.plot(t, zero, color="0.7", label="predicting zero")
+    axis.plot(t, optimum, color="black", label="closed-form optimum")
+    axis.plot(t, learned, "o", color=GOOD, markersize=4, label="trained network")
+    axis.set(xlabel="timestep t", ylabel="mean squared error on eps", ylim=(0, None))
+    axis.legend(frameon=False)
+    sns.despine(figure)
+    return figure
+
+
+def training_curves(training: pd.DataFrame, denoising: pd.DataFrame) -> Figure:
+    """Left: smoothed training loss against step, a line a detector (columns detector, step, loss_smooth). Right:
+    held-out loss against t (columns detector, t, loss, lo, hi)."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 2.6))
+    sns.lineplot(training, x="step", y="loss_smooth", hue="detector", ax=left, legend=False)
+    left.set(yscale="log", xlabel="optimiser step", ylabel="training loss (MSE on eps)")
+    for name, part in denoising.groupby("detector", sort=False):
+        reach = [part.loss - part.lo, part.hi - part.loss]
+        right.errorbar(part.t, part.loss, reach, label=name, marker="o", ms=3, lw=1)
+    right.set(yscale="log", xlabel="timestep t", ylabel="held-out loss")
+    right.legend(frameon=False, fontsize=6)
+    sns.despine(figure)
+    return figure
+
+
+def field_panels(panels: Sequence[Sequence[tuple[str, np.ndarray]]], credit: str, unit: str) -> Figure:
+    """Rows of (title, picture): (3, H, W) pictures are images, (h, w) ones are maps. The maps of one column share their
+    colour limits, and ``unit`` labels the bar of the last column."""
+    n_rows, n_columns = len(panels), len(panels[0])
+    size = WIDTH / n_columns
+    figure, axes = plt.subplots(n_rows, n_columns, figsize=(WIDTH, n_rows * (size + 0.15) + 0.2), squeeze=False)
+    for column in range(n_columns):
+        pictures = [row[column][1] for row in panels]
+        drawn = None
+        for axis, row, picture in zip(axes[:, column], panels, pictures, strict=True):
+            if picture.ndim == 3:
+                show_image(axis, picture, title=row[column][0])
+                continue
+            limits = {"vmin": min(p.min() for p in pictures), "vmax": max(p.max() for p in pictures)}
+            drawn = axis.imshow(picture, cmap=MAP_COLOURS, **limits)
+            axis.set_title(row[column][0], fontsize=7)
+            _bare(axis)
+        if drawn is not None:
+            bar = figure.colorbar(drawn, ax=list(axes[:, column]), location="bottom", shrink=0.8)
+            bar.ax.tick_params(labelsize=6)
+            if column == n_columns - 1:
+                bar.set_label(unit, fontsize=7)
+    _credit(figure, credit)
+    return figure
+
+
+def score_densities(decisions: pd.DataFrame, thresholds: Mapping[str, float]) -> Figure:
+    """Histograms of image scores, good against anomalous, one panel a detector, with its threshold.
+
+    ``decisions``: columns panel, score, anomalous. ``thresholds``: panel -> nats.
+    """
+    panels = list(dict.fromkeys(decisions.panel))
+    columns = min(4, len(panels))
+    lines = -(-len(panels) // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(WIDTH, 1.9 * lines), squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.axis("off")
+    for axis, panel in zip(axes.flat, panels, strict=False):
+        part = decisions[decisions.panel == panel]
+        # A few extreme defects would squeeze everything else into one bin.
+        edges = np.linspace(part.score.min(), part.score.quantile(0.97), 30)
+        for anomalous, colour, label in ((False, GOOD, "good"), (True, ANOMALOUS, "anomalous")):
+            scores = part.score[part.anomalous == anomalous]
+            axis.hist(
+                scores.clip(upper=edges[-1]),
+                edges,
+                density=True,
+                color=colour,
+                alpha=0.6,
+                label=f"{label} ({len(scores)})",
+            )
+        if np.isfinite(thresholds[panel]):
+            axis.axvline(thresholds[panel], color="black", lw=1, ls="--", label="threshold")
+        axis.set_title(panel, fontsize=7)
+        axis.set(xlabel="image score (nats)", yticks=[])
+        axis.legend(frameon=False, fontsize=5)
+    sns.despine(figure, left=True)
+    return figure
+
+
+def localisation_grid(rows: Sequence[Mapping], limits: Mapping[str, tuple[float, float]], credit: str) -> Figure:
+    """One column an example: image, mask, anomaly map, thresholded map.
+
+    Each row is a mapping with keys title, category, image, mask, map, threshold. Maps of one category share ``limits``.
+    """
+    n = len(rows)
+    cell = WIDTH / n
+    figure, axes = plt.subplots(4, n, figsize=(WIDTH, 4 * cell + 0.7), squeeze=False)
+    for column, example in zip(axes.T, rows, strict=True):
+        low, high = limits[example["category"]]
+        show_image(column[0], example["image"], title=example["title"])
+        column[1].imshow(example["mask"], cmap="gray", vmin=0, vmax=1)
+        column[2].imshow(example["map"], cmap=MAP_COLOURS, vmin=low, vmax=high)
+        column[3].imshow(example["map"] > example["threshold"], cmap="gray", vmin=0, vmax=1)
+        for axis in column[1:]:
+            _bare(axis)
+    for axis, label in zip(axes[:, 0], ("image", "mask", "anomaly map", "above threshold"), strict=True):
+        axis.set_ylabel(label, fontsize=7)
+    _credit(figure, credit)
+    return figure
+
+
+def method_bars(metrics: pd.DataFrame, columns: Sequence[str]) -> Figure:
+    """One panel a metric, one bar a method: the mean over categories and seeds; dots are the single ones."""
+    figure, axes = plt.subplots(1, len(columns), figsize=(WIDTH, 0.24 * metrics.method.nunique() + 0.8), sharey=True)
+    for axis, column in zip(np.atleast_1d(axes), columns, strict=True):
+        sns.barplot(metrics, y="method", x=column, ax=axis, errorbar=None, color="0.8")
+        sns.stripplot(metrics, y="method", x=column, hue="category", ax=axis, size=3, legend=column == columns[-1])
+        axis.set(xlabel=column, ylabel="", xlim=(min(0.5, metrics[column].min()) - 0.02, 1.01))
+    axes[-1].legend(frameon=False, fontsize=5, loc="lower left")
+    sns.despine(figure)
+    return figure
+
+
+def timestep_curves(metrics: pd.DataFrame, columns: Sequence[str], default_t: int) -> Figure:
+    """One panel a metric: the metric against t, a line a category (mean and range over seeds), ``default_t`` marked."""
+    figure, axes = plt.subplots(1, len(columns), figsize=(WIDTH, 2.2))
+    for axis, column in zip(np.atleast_1d(axes), columns, strict=True):
+        last = column == columns[-1]
+        sns.lineplot(
+            metrics, x="t", y=column, hue="category", marker="o", errorbar=("pi", 100), ax=axis, legend=last
+        )  # fmt: skip
+        axis.axvline(default_t, color="0.6", lw=0.8, ls=":")
+        axis.set(xlabel="timestep t", ylabel=column)
+    axes[-1].legend(frameon=False, fontsize=6)
+    sns.despine(figure)
+    return figure
