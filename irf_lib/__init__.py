@@ -5,7 +5,8 @@ The house, floors from the top (nothing imports upward; a test holds the list):
     __main__.py                                                  the command line
     runs.py                                                      a run: parameters, stages, provenance, papermill
     detector.py    baselines.py                                  fit / score / save; what to compare with
-    datasets.py    feature_store.py                              what images are; their feature maps on disk
+    feature_store.py    embedded.py                              feature maps on disk; the textures as files
+    datasets.py                                                  what images are
     irf.py  diffusion.py  scoring.py  metrics.py  features.py  textures.py  plots.py  storage.py
 """
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from . import datasets
+from . import datasets, embedded
 from .datasets import DataError
 from .features import BackboneError
 from .runs import PRESETS, RunError, project_root, run_notebooks
@@ -85,7 +85,7 @@ def _data(arguments: argparse.Namespace) -> int:
     if arguments.data:
         root = Path(arguments.data).expanduser()
     else:
-        root = datasets.write_embedded(project_root() / "data" / "textures")
+        root = embedded.write_embedded(project_root() / "data" / "textures")
     print(f"{'category':<20} {'layout':<7} {'train':>6} {'good':>6} {'defect':>7}  masks")
     for name in arguments.category or datasets.list_categories(root):
         category = datasets.read_category(root, name)

@@ -146,7 +146,13 @@ class OneStepDetector:
 
     def _train(self, x0: Tensor, progress: str | None, checkpoint: Path | None) -> None:
         identity = hashlib.sha256(x0.numpy().tobytes()).hexdigest()
-        bar = tqdm(total=self.settings.steps, desc=progress, unit="step", disable=progress is None, mininterval=1.0)
+        bar = tqdm(
+            total=self.settings.for_images(len(x0)).steps,
+            desc=progress,
+            unit="step",
+            disable=progress is None,
+            mininterval=1.0,
+        )
         self.history = []
         steps = train(self.denoiser, x0, self.settings, self.seed, self.device, checkpoint, identity=identity)
         for statistics in steps:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from diffusers import DDPMScheduler, DiTTransformer2DModel, UNet2DModel
@@ -121,7 +121,8 @@ class TrainSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    steps: int = Field(500, ge=1)  # optimiser steps
+    steps: int = Field(600, ge=1)  # optimiser steps
+    epochs: int = Field(0, ge=0)  # if not 0, replaces steps: passes over the images
     batch_size: int = Field(16, ge=1)  # images a step, drawn with replacement
     lr: float = Field(1e-3, gt=0)  # peak learning rate
     warmup: float = Field(0.05, ge=0, le=1)  # share of the steps
@@ -134,6 +135,10 @@ class TrainSettings(BaseModel):
     def ema_decay(self) -> float:
         """Scaled to the run's length: a fixed 0.999 over a few hundred steps would be the initial network."""
         return max(0.0, 1 - 1 / max(1.0, self.ema * self.steps))
+
+    def for_images(self, n: int) -> Self:
+        """The same settings with ``epochs`` turned into the steps that they are for ``n`` images."""
+        return self.model_copy(update={"steps": self.epochs * math.ceil(n / self.batch_size)}) if self.epochs else self
 
 
 @dataclass(frozen=True)
@@ -205,7 +210,7 @@ def train(
     """
     if x0.ndim != 4 or len(x0) == 0:
         raise ValueError(f"training needs feature maps of shape (N, C, s, s) with N > 0, got {tuple(x0.shape)}")
-    device = torch.device(device)
+    device, settings = torch.device(device), settings.for_images(len(x0))
     precision = resolve_precision(settings.precision, device)
     generator = torch.Generator().manual_seed(seed)
     abar = alpha_bars(device)

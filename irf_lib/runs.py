@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from . import datasets, metrics
+from . import datasets, embedded, metrics
 from .datasets import Category
 from .detector import DetectorSettings, OneStepDetector
 from .diffusion import resolve_device, resolve_precision
@@ -295,7 +295,7 @@ class Run:
         """The data set's folder; the embedded data are generated on first use. Raises DataError."""
         if self.parameters.data:
             return self.root / self.parameters.data
-        return datasets.write_embedded(self.root / "data" / "textures")
+        return embedded.write_embedded(self.root / "data" / "textures")
 
     @property
     def dataset(self) -> str:

@@ -13,7 +13,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
-from irf_lib import datasets, textures
+from irf_lib import datasets, embedded, textures
 from irf_lib.datasets import DataError, check_category, list_categories, load_image, load_mask, read_category
 
 MVTEC = Path(__file__).resolve().parents[2] / "shared" / "data" / "mvtec_ad"
@@ -540,7 +540,7 @@ def contents(root: Path) -> dict[str, bytes]:
 
 
 def test_the_real_textures_are_a_sound_data_set(tmp_path):
-    root = datasets.write_embedded(tmp_path / "textures", n_train=1, n_test_good=1, n_per_defect=1)
+    root = embedded.write_embedded(tmp_path / "textures", n_train=1, n_test_good=1, n_per_defect=1)
     assert list_categories(root) == tuple(sorted(textures.DEFECTS))
     for name, kinds in textures.DEFECTS.items():
         category = read_category(root, name)
@@ -551,22 +551,22 @@ def test_the_real_textures_are_a_sound_data_set(tmp_path):
 
 
 def test_write_embedded_is_deterministic_and_each_image_is_on_its_own(tmp_path, cheap):
-    first = contents(datasets.write_embedded(tmp_path / "a", **TINY, seed=3))
-    assert first == contents(datasets.write_embedded(tmp_path / "b", **TINY, seed=3))
-    more = contents(datasets.write_embedded(tmp_path / "c", n_train=3, n_test_good=2, n_per_defect=2, seed=3))
+    first = contents(embedded.write_embedded(tmp_path / "a", **TINY, seed=3))
+    assert first == contents(embedded.write_embedded(tmp_path / "b", **TINY, seed=3))
+    more = contents(embedded.write_embedded(tmp_path / "c", n_train=3, n_test_good=2, n_per_defect=2, seed=3))
     assert all(more[name] == data for name, data in first.items() if name != "manifest.json")
-    other = contents(datasets.write_embedded(tmp_path / "d", **TINY, seed=4))
+    other = contents(embedded.write_embedded(tmp_path / "d", **TINY, seed=4))
     images = [data for files in (more, other) for name, data in files.items() if "_mask" not in name]
     assert len(set(images)) == len(images)  # no two images anywhere share their random numbers
     assert {mask.getextrema() for mask in map(Image.open, (tmp_path / "a").rglob("*_mask.png"))} == {(0, 255)}
 
 
 def test_write_embedded_reuses_what_is_intact(tmp_path, cheap):
-    root = datasets.write_embedded(tmp_path / "new" / "a", **TINY)
+    root = embedded.write_embedded(tmp_path / "new" / "a", **TINY)
     assert sorted(path.name for path in root.parent.iterdir()) == ["a"]  # no scratch folder stays behind
     assert len(cheap) == 9  # 2 categories of 2 + 1 good images, and 3 defects
     (root / ".DS_Store").write_bytes(b"")
-    datasets.write_embedded(root, **TINY)
+    embedded.write_embedded(root, **TINY)
     assert len(cheap) == 9
 
 
@@ -583,17 +583,17 @@ def test_write_embedded_reuses_what_is_intact(tmp_path, cheap):
     ids=["lost", "shortened", "manifest", "older generator"],
 )
 def test_write_embedded_rebuilds_what_is_damaged(tmp_path, cheap, damage):
-    root = datasets.write_embedded(tmp_path / "a", **TINY)
+    root = embedded.write_embedded(tmp_path / "a", **TINY)
     before = contents(root)
     damage(root)
-    datasets.write_embedded(root, **TINY)
+    embedded.write_embedded(root, **TINY)
     assert contents(root) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
 
 
 def test_write_embedded_replaces_other_parameters(tmp_path, cheap):
-    root = datasets.write_embedded(tmp_path / "a", n_train=5)
-    datasets.write_embedded(root, **TINY)
+    root = embedded.write_embedded(tmp_path / "a", n_train=5)
+    embedded.write_embedded(root, **TINY)
     assert len(read_category(root, "cloth").train) == 2
     manifest = json.loads((root / "manifest.json").read_text())
     assert manifest["parameters"] == TINY | {"seed": 0}
@@ -602,17 +602,17 @@ def test_write_embedded_replaces_other_parameters(tmp_path, cheap):
 
 def test_write_embedded_refuses_a_folder_of_somebody_else(tmp_path, cheap):
     mine = put(tmp_path / "mine" / "holiday.png")
-    assert "mine" in message(datasets.write_embedded, mine.parent)
+    assert "mine" in message(embedded.write_embedded, mine.parent)
     (mine.parent / "manifest.json").write_text('{"name": "web app"}')
-    assert "choose a new or empty folder" in message(datasets.write_embedded, mine.parent)
+    assert "choose a new or empty folder" in message(embedded.write_embedded, mine.parent)
     (mine.parent / "manifest.json").write_text("{")
-    assert "holiday.png" in message(datasets.write_embedded, mine.parent)
-    root = datasets.write_embedded(tmp_path / "a", **TINY)
+    assert "holiday.png" in message(embedded.write_embedded, mine.parent)
+    root = embedded.write_embedded(tmp_path / "a", **TINY)
     extra = put(root / "cloth" / "train" / "good" / "mine.png")
-    assert "mine.png" in message(lambda: datasets.write_embedded(root, **TINY, seed=1))
+    assert "mine.png" in message(lambda: embedded.write_embedded(root, **TINY, seed=1))
     assert mine.exists() and extra.exists() and not cheap[9:]
-    assert "choose another folder" in message(datasets.write_embedded, mine)
-    assert "n_train" in message(datasets.write_embedded, tmp_path / "b", 0)
+    assert "choose another folder" in message(embedded.write_embedded, mine)
+    assert "n_train" in message(embedded.write_embedded, tmp_path / "b", 0)
 
 
 def test_write_embedded_leaves_nothing_after_a_failure(tmp_path, cheap, monkeypatch):
@@ -620,21 +620,21 @@ def test_write_embedded_leaves_nothing_after_a_failure(tmp_path, cheap, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(textures, "defective_image", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            datasets.write_embedded(tmp_path / "a", **TINY)
+            embedded.write_embedded(tmp_path / "a", **TINY)
     assert list(tmp_path.iterdir()) == [tmp_path / "a"] and not list((tmp_path / "a").iterdir())
-    assert len(contents(datasets.write_embedded(tmp_path / "a", **TINY))) == 13
+    assert len(contents(embedded.write_embedded(tmp_path / "a", **TINY))) == 13
 
 
 @pytest.mark.parametrize("damaged", [False, True])
 def test_several_writers_at_once_draw_once(tmp_path, cheap, damaged):
     root = tmp_path / "a"
     if damaged:
-        shorten(datasets.write_embedded(root, **TINY) / "cloth/test/good/000.png")
+        shorten(embedded.write_embedded(root, **TINY) / "cloth/test/good/000.png")
         cheap.clear()
     with ThreadPoolExecutor(6) as pool:
-        list(pool.map(lambda _: datasets.write_embedded(root, **TINY), range(6)))
+        list(pool.map(lambda _: embedded.write_embedded(root, **TINY), range(6)))
     assert list(tmp_path.iterdir()) == [root]
-    assert datasets.write_embedded(root, **TINY) == root
+    assert embedded.write_embedded(root, **TINY) == root
     assert len(cheap) == 9 or os.name == "nt"
 
 

@@ -1,0 +1,44 @@
+# make reproduce | test | lab | lint. Needs Python 3.11+ and make; everything else goes into .venv.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: setup reproduce test lint lab clean help
+
+help:
+	@echo "make reproduce  set up .venv and run every notebook on the embedded data into results/quick"
+	@echo "make test       set up .venv and run the tests (notebooks included)"
+	@echo "make lab        open JupyterLab on the notebooks"
+	@echo "make lint       ruff on code and notebooks, and no outputs in notebooks"
+	@echo "make clean      remove .venv, caches and results/quick"
+
+setup: $(READY)
+
+# torch first, on its own: later packages then find it there and do not fetch another build of it.
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "This needs Python 3.11 or newer; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { echo "This Python has no venv; on Debian: apt install python3-venv"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' requirements.lock)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $(READY)
+
+reproduce: setup
+	$(BIN)/python -m irf_lib run --preset quick
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/nbstripout --verify --keep-id $(sort $(wildcard notebooks/*.ipynb))
+
+lab: setup
+	$(BIN)/jupyter lab --notebook-dir=. notebooks/00_start_here.ipynb
+
+clean:
+	rm -rf $(VENV) .cache .pytest_cache .ruff_cache data/textures results/quick

@@ -1,0 +1,169 @@
+"""Denoisers behind one call, and training: deterministic, resumable, unconditional."""
+
+import json
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from irf_lib import diffusion
+from irf_lib.diffusion import TrainSettings, build_denoiser, denoising_loss, train
+
+X0 = torch.randn(24, 8, 4, 4, generator=torch.Generator().manual_seed(0)) * 0.5 + 1
+SETTINGS = TrainSettings(steps=12, batch_size=4, lr=1e-3, precision="fp32")
+
+
+def tiny(seed=0):
+    return build_denoiser("dit", channels=8, size=4, width=64, depth=1, seed=seed)
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def trained(seed=0, settings=SETTINGS, **keywords):
+    model = tiny(seed)
+    steps = list(train(model, X0, settings, seed, **keywords))
+    return weights(model), steps
+
+
+@pytest.mark.parametrize(("kind", "width", "depth"), [("dit", 64, 1), ("unet", 16, 2)])
+def test_denoisers_share_one_call(kind, width, depth):
+    model = build_denoiser(kind, channels=8, size=4, width=width, depth=depth, seed=0).eval()
+    t = torch.tensor([3, 900])
+    out = model(X0[:2], t)
+    assert out.shape == X0[:2].shape
+    assert torch.allclose(out[1:], model(X0[1:2], t[1:]), atol=1e-5), "images of a batch do not see each other"
+    assert not torch.allclose(model(X0[:1], t[:1]), model(X0[:1], t[1:])), "t matters"
+
+
+def test_dit_is_unconditional_and_has_no_hidden_randomness():
+    # diffusers drops a tenth of the class labels in training mode, from the global random state.
+    model = tiny().train()
+    state = torch.random.get_rng_state()
+    outs = [model(X0[:4], torch.arange(4)) for _ in range(20)]
+    assert all(torch.equal(out, outs[0]) for out in outs)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_wrong_sizes_are_refused():
+    with pytest.raises(ValueError, match="multiple of its head size 64"):
+        build_denoiser("dit", 8, 4, width=100, depth=1, seed=0)
+    with pytest.raises(ValueError, match="does not divide"):
+        build_denoiser("unet", 8, 6, width=16, depth=3, seed=0)
+    with pytest.raises(ValueError, match="dit, unet"):
+        build_denoiser("mlp", 8, 4, width=64, depth=1, seed=0)
+    with pytest.raises(ValueError, match="N > 0"):
+        next(train(tiny(), X0[:0], SETTINGS, seed=0))
+
+
+def test_training_learns():
+    settings = TrainSettings(steps=150, batch_size=16, lr=3e-3, precision="fp32")
+    _, steps = trained(settings=settings)
+    losses = [step.loss for step in steps]
+    assert sum(losses[-20:]) < 0.7 * sum(losses[:20])
+    assert [step.step for step in steps] == list(range(1, 151))
+    assert max(step.lr for step in steps) == pytest.approx(3e-3) and steps[-1].lr < 1e-5
+
+
+def test_same_seed_same_weights_whatever_the_global_state():
+    torch.manual_seed(1)
+    first, _ = trained(seed=5)
+    torch.manual_seed(2)
+    state = torch.random.get_rng_state()
+    second, _ = trained(seed=5)
+    assert torch.equal(first, second)
+    assert torch.equal(torch.random.get_rng_state(), state), "the caller's random state is left alone"
+    assert not torch.equal(first, trained(seed=6)[0])
+
+
+@pytest.mark.parametrize("stop_after", [1, 5, 11, 12])
+def test_killed_run_resumes_to_the_same_weights(tmp_path, stop_after):
+    whole, whole_steps = trained()
+    checkpoint = tmp_path / "checkpoint.json"
+    run = train(tiny(), X0, SETTINGS, 0, checkpoint=checkpoint, checkpoint_seconds=0)
+    for _ in range(stop_after):
+        next(run)
+    run.close()  # the process dies here
+    model = tiny(seed=99)  # whatever the weights are before, the checkpoint's count
+    resumed_steps = list(train(model, X0, SETTINGS, 0, checkpoint=checkpoint, checkpoint_seconds=0))
+    assert torch.equal(weights(model), whole)
+    assert [(s.step, s.loss, s.lr) for s in resumed_steps] == [(s.step, s.loss, s.lr) for s in whole_steps]
+
+
+@pytest.mark.parametrize("change", ["seed", "settings", "identity", "damage"])
+def test_a_foreign_or_damaged_checkpoint_is_not_trusted(tmp_path, change):
+    checkpoint = tmp_path / "checkpoint.json"
+    run = train(tiny(), X0, SETTINGS, 0, checkpoint=checkpoint, checkpoint_seconds=0, identity="a")
+    for _ in range(6):
+        next(run)
+    run.close()
+    seed, settings, identity = 0, SETTINGS, "a"
+    if change == "seed":
+        seed = 1
+    elif change == "settings":
+        settings = SETTINGS.model_copy(update={"lr": 2e-3})
+    elif change == "identity":
+        identity = "b"
+    else:
+        file = tmp_path / json.loads(checkpoint.read_text())["tensors"]
+        file.write_bytes(file.read_bytes()[:1000])
+    model = tiny(seed)
+    list(train(model, X0, settings, seed, checkpoint=checkpoint, identity=identity))
+    assert torch.equal(weights(model), trained(seed=seed, settings=settings)[0]), "started from the beginning"
+
+
+def test_ema_follows_the_length_of_the_run():
+    assert TrainSettings(steps=100).ema_decay == pytest.approx(0.9)
+    assert TrainSettings(steps=10_000).ema_decay == pytest.approx(0.999)
+    model = tiny()
+    before = weights(model)
+    list(train(model, X0, SETTINGS, 0))
+    assert (weights(model) - before).norm() > 1e-3 * before.norm(), "the average is not the initial network"
+
+
+def test_settings_refuse_unknown_names_and_values():
+    for wrong in ({"step": 3}, {"steps": 0}, {"lr": "fast"}, {"precision": "fp8"}):
+        with pytest.raises(ValidationError):
+            TrainSettings(**wrong)
+
+
+def test_bf16_on_the_cpu_is_close_to_fp32():
+    wide = tiny()
+    list(train(wide, X0, SETTINGS, 0))
+    narrow = tiny()
+    list(train(narrow, X0, SETTINGS.model_copy(update={"precision": "bf16"}), 0))
+    assert (weights(wide) - weights(narrow)).norm() < 0.05 * weights(wide).norm()
+    assert next(narrow.parameters()).dtype == torch.float32
+
+
+def test_diverging_training_says_so():
+    x0 = X0.clone()
+    x0[:] = float("nan")
+    with pytest.raises(FloatingPointError, match="at step 1; lower lr"):
+        list(train(tiny(), x0, SETTINGS, 0))
+
+
+def test_denoising_loss_is_one_for_a_network_that_predicts_zero():
+    class Zero(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, x, t):
+            return x * self.w
+
+    losses = denoising_loss(Zero(), X0.repeat(20, 1, 1, 1), [0, 500], seed=0)
+    assert losses.shape == (2, 480)
+    assert losses.mean(dim=1).tolist() == pytest.approx([1, 1], abs=0.02)
+
+
+def test_device_names(monkeypatch):
+    assert diffusion.resolve_device("cpu").type == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert diffusion.resolve_device("auto").type == "cpu"
+    with pytest.raises(ValueError, match="'cuda' is not available here; use one of: auto, cpu"):
+        diffusion.resolve_device("cuda")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert diffusion.resolve_device("auto").type == "mps"

@@ -1,0 +1,104 @@
+"""Densities against scipy, the conformal promise by simulation, image scores by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from irf_lib.scoring import (
+    DENSITIES,
+    anomaly_map,
+    conformal_p_values,
+    conformal_threshold,
+    image_score,
+    location_vectors,
+)
+
+
+@pytest.fixture(scope="module")
+def fields():
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(5, 5, generator=generator, dtype=torch.float64)
+    z = torch.randn(40, 5, 4, 4, generator=generator, dtype=torch.float64)
+    return torch.einsum("dc,nchw->ndhw", mixing, z) + torch.arange(5.0, dtype=torch.float64).view(1, 5, 1, 1)
+
+
+def test_densities_equal_scipy(fields):
+    vectors = location_vectors(fields)
+    mean, cov = vectors.mean(0).numpy(), torch.cov(vectors.T).numpy()
+    expected = {
+        "standard": stats.multivariate_normal(np.zeros(5), np.eye(5)),
+        "diagonal": stats.multivariate_normal(mean, np.diag(np.diag(cov))),
+        "full": stats.multivariate_normal(mean, cov),
+    }
+    for name, oracle in expected.items():
+        nll = DENSITIES[name].fit(fields, shrinkage=0.0).nll(fields)
+        assert nll.shape == (40, 4, 4)
+        assert torch.allclose(nll.flatten(), torch.from_numpy(-oracle.logpdf(vectors.numpy())), rtol=1e-6)
+
+
+def test_location_density_knows_its_place(fields):
+    moved = fields.clone()
+    moved[:, :, 0, 0] += 10  # every training image is bright in this corner
+    nll = DENSITIES["location"].fit(moved).nll(fields[:1])  # this one is not
+    assert nll[0, 0, 0] > 3 * nll[0, 1:, 1:].max()
+
+
+def test_constant_channel_and_few_samples():
+    fields = torch.zeros(2, 8, 2, 2)
+    fields[:, :4] = torch.randn(2, 4, 2, 2, generator=torch.Generator().manual_seed(1))
+    for density in DENSITIES.values():
+        assert torch.isfinite(density.fit(fields).nll(fields + 0.1)).all()
+
+
+def test_anomaly_map_is_bilinear():
+    nll = torch.tensor([[[0.0, 2.0], [4.0, 6.0]]])
+    expected = torch.tensor([[0, 0.5, 1.5, 2], [1, 1.5, 2.5, 3], [3, 3.5, 4.5, 5], [4, 4.5, 5.5, 6]])
+    assert torch.allclose(anomaly_map(nll, 4)[0], expected)
+
+
+def test_image_scores():
+    nll = torch.tensor([[[1.0, 2.0], [3.0, 6.0]]])
+    assert [float(image_score(nll, rule)) for rule in ("max", "mean", "spread", "top2", "top10")] == [6, 3, 5, 4.5, 3]
+    for wrong in ("median", "top", "top0", "top-1"):
+        with pytest.raises(ValueError, match="unknown image score"):
+            image_score(nll, wrong)
+
+
+def test_threshold_by_hand():
+    scores = np.arange(1, 20)  # n = 19: the fewest for alpha = 0.05
+    assert conformal_threshold(scores, 0.05) == 19
+    assert conformal_threshold(scores[:-1], 0.05) == math.inf
+    assert conformal_threshold(scores, 0.1) == 18
+    assert conformal_threshold(np.arange(1, 40), 0.05) == 38  # (40)(0.95) is 38 exactly, not 38.0000000001
+    assert conformal_p_values(scores, np.array([0, 19, 20])) == pytest.approx([1, 0.1, 0.05])
+
+
+def test_p_value_and_threshold_are_one_decision():
+    rng = np.random.default_rng(0)
+    for n in (5, 19, 20, 57):
+        calibration = np.round(rng.standard_normal(n), 1)  # with ties
+        scores = np.round(rng.standard_normal(500) + 1, 1)
+        for alpha in (0.01, 0.05, 0.1, 0.3):
+            flagged = scores > conformal_threshold(calibration, alpha)
+            assert (flagged == (conformal_p_values(calibration, scores) <= alpha + 1e-12)).all()
+
+
+@pytest.mark.parametrize(("n", "alpha"), [(19, 0.05), (30, 0.1), (50, 0.2)])
+def test_conformal_coverage(n, alpha):
+    # Heavy-tailed scores: the guarantee may not depend on the distribution.
+    rng = np.random.default_rng(1)
+    draws = rng.standard_t(2, size=(20000, n + 1))
+    flagged = [row[-1] > conformal_threshold(row[:-1], alpha) for row in draws]
+    expected = (n + 1 - math.ceil(round((n + 1) * (1 - alpha), 9))) / (n + 1)  # exact for continuous scores
+    assert expected <= alpha
+    assert np.mean(flagged) == pytest.approx(expected, abs=4 * math.sqrt(alpha / 20000))
+
+
+def test_bad_scores_are_refused():
+    with pytest.raises(ValueError, match="1 of 3 scores are not finite"):
+        conformal_threshold(np.array([1, np.nan, 2]), 0.1)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        conformal_threshold(np.arange(3), 1.5)
