@@ -57,7 +57,7 @@ PRESETS: dict[str, Preset] = {
     "quick": Preset(
         "the embedded data in minutes on two CPU cores; what CI runs",
         seeds=(0,),
-        settings={"steps": 100, "width": 128, "depth": 3, "lr": 2e-3},
+        settings={"steps": 120, "width": 128, "depth": 3},
     ),
     "reference": Preset("real data on a CPU: a quarter of an hour a category and seed", seeds=(0, 1, 2), settings={}),
     "paper": Preset(
@@ -67,6 +67,7 @@ PRESETS: dict[str, Preset] = {
             "backbone": "efficientnet-b4",
             "width": 2048,
             "depth": 16,
+            "precondition": False,
             "epochs": 300,
             "batch_size": 32,
             "lr": 5e-5,

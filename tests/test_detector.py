@@ -14,7 +14,7 @@ from irf_lib.scoring import DENSITIES
 from irf_lib.storage import StorageError
 
 SETTINGS = DetectorSettings(
-    backbone="rgb", image_size=32, feature_size=8, width=64, depth=1, steps=120, lr=3e-3, precision="fp32", t=200
+    backbone="rgb", image_size=32, feature_size=8, width=64, depth=1, steps=60, lr=1e-3, precision="fp32"
 )
 
 

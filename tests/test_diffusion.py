@@ -7,7 +7,9 @@ import torch
 from pydantic import ValidationError
 
 from irf_lib import diffusion
-from irf_lib.diffusion import TrainSettings, build_denoiser, denoising_loss, train
+from irf_lib.diffusion import Preconditioned, TrainSettings, alpha_bars, build_denoiser, denoising_loss, train
+from irf_lib.irf import gaussian_optimal_eps
+from irf_lib.scoring import location_vectors
 
 X0 = torch.randn(24, 8, 4, 4, generator=torch.Generator().manual_seed(0)) * 0.5 + 1
 SETTINGS = TrainSettings(steps=12, batch_size=4, lr=1e-3, precision="fp32")
@@ -44,6 +46,33 @@ def test_dit_is_unconditional_and_has_no_hidden_randomness():
     outs = [model(X0[:4], torch.arange(4)) for _ in range(20)]
     assert all(torch.equal(out, outs[0]) for out in outs)
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(("kind", "width", "depth"), [("dit", 64, 1), ("unet", 16, 2)])
+def test_preconditioned_starts_at_the_gaussian_optimum(kind, width, depth):
+    mixing = torch.randn(8, 8, generator=torch.Generator().manual_seed(1))
+    x0 = torch.einsum("dc,nchw->ndhw", mixing, X0) + 2
+    model = Preconditioned(build_denoiser(kind, 8, 4, width, depth, seed=0), channels=8)
+    model.fit_gaussian(x0)
+    vectors = location_vectors(x0)
+    mu, cov = vectors.mean(dim=0), torch.cov(vectors.T)
+    for t in (0, 200, 999):
+        out = model(x0[:2], torch.tensor([t, t]))
+        oracle = gaussian_optimal_eps(location_vectors(x0[:2]), t, mu, cov, alpha_bars())
+        assert torch.allclose(location_vectors(out), oracle, atol=2e-3 * float(oracle.abs().max()))
+    before = float(denoising_loss(model, x0, [50, 200, 500], seed=0).mean())
+    list(train(model, x0, TrainSettings(steps=150, batch_size=16, lr=3e-3, precision="fp32"), seed=0))
+    assert float(denoising_loss(model, x0, [50, 200, 500], seed=0).mean()) < before, "and learns the rest"
+
+
+def test_preconditioned_constants_are_the_closed_form_error():
+    s = torch.tensor([4.0, 1.0, 0.25])
+    x0 = torch.randn(4000, 3, 2, 2, generator=torch.Generator().manual_seed(0)) * s.sqrt().view(1, 3, 1, 1)
+    model = Preconditioned(build_denoiser("unet", 3, 2, 8, 1, seed=0), channels=3)
+    model.fit_gaussian(x0)
+    for t in (50, 500):
+        measured = denoising_loss(model, x0, [t], seed=1, batch_size=4000).mean()
+        assert float(model.rest[t] ** 2) == pytest.approx(float(measured), rel=0.03)
 
 
 def test_wrong_sizes_are_refused():
