@@ -17,7 +17,7 @@ import yaml
 from . import datasets, embedded
 from .datasets import DataError
 from .features import BackboneError
-from .runs import PRESETS, RunError, project_root, run_notebooks
+from .runs import PRESETS, ParameterError, RunError, project_root, run_notebooks
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -51,11 +51,11 @@ def _assignments(pairs: Sequence[str], option: str) -> dict[str, Any]:
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals or not name.isidentifier():
-            raise RunError(f"{option} takes NAME=VALUE, got {pair!r}")
+            raise ParameterError(f"{option} takes NAME=VALUE, got {pair!r}")
         try:
             values[name] = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise RunError(f"{option} {pair!r} cannot be read: {error}") from None
+            raise ParameterError(f"{option} {pair!r} cannot be read: {error}") from None
     return values
 
 
@@ -71,7 +71,7 @@ def _run(arguments: argparse.Namespace) -> int:
         "data": from_root(arguments.data),
         "categories": arguments.category,
         "seeds": arguments.seed,
-        "unified": arguments.unified,
+        "unified": {None: "auto", True: "yes", False: "no"}[arguments.unified],
         "settings": _assignments(arguments.set, "--set"),
         "out": from_root(arguments.out),
         "device": arguments.device,
@@ -104,12 +104,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return {"run": _run, "data": _data}[arguments.command](arguments)
-    except DataError as error:
+    except (DataError, ParameterError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (RunError, BackboneError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2 if "wrong parameters" in str(error) else 1
+        return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 130

@@ -40,6 +40,10 @@ class RunError(RuntimeError):
     """A run that cannot go on; the message says why and what to do."""
 
 
+class ParameterError(RunError):
+    """A parameter or option that is unknown, mistyped or out of range; nothing was started."""
+
+
 # --- what there is to run -----------------------------------------------------------------------------------------
 
 
@@ -160,7 +164,7 @@ class RunParameters(BaseModel):
     data: str = ""  # a folder of images, relative to the project; "" is the embedded data
     categories: list[str] = []  # [] is all there are
     seeds: list[int] = []  # [] is the preset's
-    unified: bool | None = None  # one model for all categories; None is the preset's
+    unified: Literal["auto", "yes", "no"] = "auto"  # one model for all categories; auto is the preset's choice
     settings: dict[str, Any] = {}  # changes to the preset's DetectorSettings
     out: str = ""  # results folder, relative to the project; "" is results/<preset>
     device: str = "auto"
@@ -229,8 +233,8 @@ class Run:
     def open(cls, stage: str, **parameters) -> Run:
         """Validate the parameters, bind the results folder, and check that the stage's inputs are there.
 
-        Raises RunError with one sentence for an unknown or mistyped parameter, a results folder made with other
-        settings, or a missing input (naming the notebook that makes it).
+        Raises ParameterError for an unknown or mistyped parameter, RunError for a results folder made with other
+        settings or a missing input (naming the notebook that makes it).
         """
         if stage not in STAGES:
             raise RunError(f"unknown stage {stage!r}; known: {', '.join(STAGES)}")
@@ -240,9 +244,9 @@ class Run:
             settings = DetectorSettings(**{**preset.settings, **given.settings})
             resolve_device(given.device)
         except ValidationError as error:
-            raise RunError(f"wrong parameters: {explain(error)}") from None
+            raise ParameterError(f"wrong parameters: {explain(error)}") from None
         except ValueError as error:
-            raise RunError(f"wrong parameters: {error}") from None
+            raise ParameterError(f"wrong parameters: {error}") from None
         root = project_root()
         run = cls(stage, given, settings, root, root / (given.out or f"results/{given.preset}"))
         run._bind_folder()
@@ -285,7 +289,8 @@ class Run:
 
     @property
     def unified(self) -> bool:
-        return self.preset.unified if self.parameters.unified is None else self.parameters.unified
+        choice = self.parameters.unified
+        return self.preset.unified if choice == "auto" else choice == "yes"
 
     @property
     def device(self) -> torch.device:
@@ -664,7 +669,7 @@ def _select(paths: Sequence[Path], only: Sequence[str]) -> list[Path]:
     chosen = [path for path in paths if any(path.stem == name or path.stem.startswith(f"{name}_") for name in only)]
     for name in only:
         if not any(path.stem == name or path.stem.startswith(f"{name}_") for path in paths):
-            raise RunError(f"no notebook {name!r}; there are {', '.join(path.stem for path in paths)}")
+            raise ParameterError(f"no notebook {name!r}; there are {', '.join(path.stem for path in paths)}")
     return chosen
 
 
@@ -682,14 +687,14 @@ def _check_extras(known: Mapping[str, Mapping[str, str]], extras: Mapping[str, A
     for name, value in extras.items():
         kinds = {kinds[name] for kinds in known.values() if name in kinds}
         if name in RunParameters.model_fields:
-            raise RunError(f"{name} has an option of its own (see --help), or goes to --set")
+            raise ParameterError(f"{name} has an option of its own (see --help), or goes to --set")
         if not kinds:
             own = sorted({n for kinds in known.values() for n in kinds} - set(RunParameters.model_fields))
-            raise RunError(f"no notebook has a parameter {name!r}; there are {', '.join(own) or 'none'}")
+            raise ParameterError(f"no notebook has a parameter {name!r}; there are {', '.join(own) or 'none'}")
         for kind in kinds:
             expected = _TYPES.get(kind)
             if expected and (not isinstance(value, expected) or (isinstance(value, bool) and kind != "bool")):
-                raise RunError(f"parameter {name} must be {kind}, got {value!r}")
+                raise ParameterError(f"parameter {name} must be {kind}, got {value!r}")
 
 
 def _execute(run: Run, path: Path, executed: Path, parameters: Mapping[str, Any]) -> float:

@@ -1,0 +1,183 @@
+"""The notebooks: their skeleton, and all of them executed at the quick preset."""
+
+import ast
+import json
+import re
+import shutil
+import statistics
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import papermill
+import pytest
+
+from irf_lib.__main__ import main
+from irf_lib.metrics import METRICS
+from irf_lib.runs import METRIC_COLUMNS, STAGES, RunParameters, notebook_parameters
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def cells(path, kind):
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == kind]
+
+
+# --- the skeleton -------------------------------------------------------------------------------------------------
+
+
+@each_notebook
+def test_headings(path):
+    prose = [cell.source for cell in cells(path, "markdown")]
+    title = prose[0].splitlines()[0]
+    assert title == f"# {STAGES[path.stem].question}" and title.endswith("?"), "the title is the question"
+    for row in ("| Paper |", "| Reads |", "| Writes |", "| Time |"):
+        assert row in prose[0]
+    for pattern in STAGES[path.stem].writes:
+        assert pattern.split("*")[0].strip("/") in prose[0], f"the head names {pattern}"
+    headings = [line for text in prose for line in text.splitlines() if line.startswith("## ")]
+    assert headings[:2] == ["## You will", "## The idea"]
+    assert headings[-2:] == ["## Checks", "## What you should see"]
+    assert 3 <= prose[1].count("\n- ") <= 5
+    assert "does not show" in prose[-1] and "Exercises" in prose[-1] and "Next:" in prose[-1]
+
+
+@each_notebook
+def test_parameters_cell(path):
+    tagged = [cell for cell in cells(path, "code") if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    shared = set()
+    for statement in ast.parse(tagged[0].source).body:
+        assert isinstance(statement, ast.AnnAssign), "every parameter is annotated"
+        ast.literal_eval(statement.value)  # raises if anything is derived
+        shared |= {statement.target.id} & set(RunParameters.model_fields)
+    assert all("#" in line for line in tagged[0].source.splitlines()), "every parameter is explained"
+    assert {"preset", "out", "device"} <= shared
+    # papermill's own parser must see them all: a line that it cannot read is a parameter that cannot be set.
+    assert set(notebook_parameters(path)) == {s.target.id for s in ast.parse(tagged[0].source).body}
+
+
+@each_notebook
+def test_cells_are_small_and_explained(path):
+    code = [cell.source for cell in cells(path, "code")]
+    lengths = [len(source.splitlines()) for source in code]
+    assert statistics.median(lengths) <= 12 and max(lengths) <= 45, lengths
+    prose = sum(len(cell.source) for cell in cells(path, "markdown"))
+    assert prose >= 0.75 * sum(map(len, code))
+    assert "!pip" not in "".join(code) and "/home/" not in "".join(code)
+
+
+@each_notebook
+def test_no_outputs_are_committed(path):
+    for cell in cells(path, "code"):
+        assert cell.outputs == [] and cell.execution_count is None
+
+
+@each_notebook
+def test_a_figure_is_saved_and_read(path):
+    kinds = [(cell.cell_type, cell.source) for cell in nbformat.read(path, as_version=4).cells]
+    for (kind, source), (next_kind, next_source) in zip(kinds, kinds[1:], strict=False):
+        if kind == "code" and "save_figure" in source:
+            assert source.splitlines()[-1].startswith("run.save_figure("), "a figure cell ends in save_figure"
+            assert next_kind == "markdown" and next_source.startswith("Read it:")
+
+
+def test_no_definition_stands_in_two_notebooks():
+    names = [
+        node.name
+        for path in NOTEBOOKS
+        for cell in cells(path, "code")
+        for node in ast.walk(ast.parse(cell.source))
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+    ]
+    assert len(names) == len(set(names))
+
+
+# --- executed ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """One quick run through the command line, in a folder of its own."""
+    out = tmp_path_factory.mktemp("results") / "quick"
+    assert main(["run", "--preset", "quick", "--out", str(out)]) == 0
+    return out
+
+
+@each_notebook
+def test_executed_at_the_quick_preset(quick, path):
+    executed = nbformat.read(quick / "notebooks" / path.name, as_version=4)
+    code = [cell for cell in executed.cells if cell.cell_type == "code" and cell.source]
+    assert all(cell.execution_count for cell in code)
+    for pattern in STAGES[path.stem].writes:
+        files = list(quick.glob(pattern))
+        assert files, f"{path.stem} declares {pattern}"
+        for file in files:
+            assert file.with_suffix(".json").is_file(), f"{file.name} has its provenance beside it"
+    text = (quick / "notebooks" / path.name).read_text()
+    assert str(ROOT) not in text, "an executed copy names no folder of this machine"
+
+
+def test_figures_are_pdf_and_png(quick):
+    for png in (quick / "figures").glob("*.png"):
+        assert png.stat().st_size > 5000 and png.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
+    assert len(list((quick / "figures").glob("*.png"))) >= 7
+
+
+def test_quick_metrics(quick):
+    metrics = pd.read_csv(quick / "metrics.csv")
+    assert tuple(metrics.columns) == METRIC_COLUMNS
+    assert metrics[list(METRICS)].stack().between(0, 1).all() and metrics[list(METRICS)].notna().all().all()
+    mean = metrics.groupby("method")["I-AUROC"].mean()
+    assert mean["irf"] >= 0.95
+    assert mean["irf"] > mean["gaussian:standard"], "the field separates where N(0, I) on the features does not"
+    assert {"irf", "gaussian", "gaussian:standard", "knn"} <= set(mean.index)
+    assert metrics.category.nunique() == 4 and (metrics.n_test_anomalous > 0).all()
+    raw = pd.read_csv(quick / "raw_pixels.csv")
+    assert (raw["I-AUROC"] < 0.8).sum() >= 2, "raw pixels fail on some of the embedded categories"
+
+
+def test_quick_decisions(quick):
+    decisions = pd.read_csv(quick / "decisions.csv")
+    assert (decisions.flagged == (decisions.score > decisions.threshold)).all()
+    assert decisions[decisions.anomalous].flagged.mean() > decisions[~decisions.anomalous].flagged.mean() + 0.3
+
+
+def test_a_second_run_skips_everything(quick, capsys):
+    before = {path: path.stat().st_mtime_ns for path in quick.rglob("*.csv")}
+    assert main(["run", "--preset", "quick", "--out", str(quick)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("current, skipped") == len(NOTEBOOKS)
+    assert before == {path: path.stat().st_mtime_ns for path in quick.rglob("*.csv")}
+
+
+def test_plain_papermill_leaves_the_same(quick, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    out = tmp_path / "copy"
+    shutil.copytree(quick, out)
+    shutil.rmtree(out / "figures")
+    for name in ("metrics.csv", "decisions.csv", "field.csv"):
+        (out / name).unlink(missing_ok=name == "field.csv")
+    for stage in ("04_inverse_residual_field", "05_score_and_detect"):
+        parameters = {"preset": "quick", "out": str(out), "categories": ["woven"]}
+        papermill.execute_notebook(
+            f"notebooks/{stage}.ipynb", str(tmp_path / "out.ipynb"), parameters, progress_bar=False
+        )
+
+    def woven(folder):
+        table = pd.read_csv(folder / "metrics.csv").query("category == 'woven'")
+        return table.drop(columns=["ms_per_image", "train_s"]).reset_index(drop=True)
+
+    pd.testing.assert_frame_equal(woven(out), woven(quick))
+
+
+def test_a_failing_notebook_stops_the_run(tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    assert main(["run", "--preset", "quick", "--out", str(out), "--only", "02", "-p", "toy_steps=0"]) == 1
+    error = capsys.readouterr().err
+    assert "02_toy_ddpm failed in cell" in error and "steps" in error
+    partial = re.search(r"partly executed notebook is (.*)", error)[1]
+    assert json.loads((ROOT / partial).read_text())["cells"], "and it is there to look at"
+    assert not (out / "notebooks" / "02_toy_ddpm.ipynb").exists()

@@ -1,0 +1,94 @@
+"""The repository's own promises: pins that agree, a house without upward imports, nothing of the builder's machine."""
+
+import ast
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Floors from the ground; a module may import only from lower floors, or from storage on its own.
+FLOORS = [
+    {"storage"},
+    {"irf", "diffusion", "scoring", "metrics", "features", "textures", "plots"},
+    {"datasets"},
+    {"feature_store", "embedded"},
+    {"detector", "baselines"},
+    {"runs"},
+    {"__main__"},
+]
+
+
+def locked() -> dict[str, str]:
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    return dict(line.split("==") for line in lines if line and not line.startswith("#"))
+
+
+def declared() -> list[str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return project["dependencies"] + [one for extra in project["optional-dependencies"].values() for one in extra]
+
+
+def test_lock_holds_every_declared_pin():
+    pins = locked()
+    for requirement in declared():
+        name, version = requirement.split("==")
+        assert pins[name] == version
+    assert pins["torch"] == "2.13.0" and all(re.fullmatch(r"[\w.]+", version) for version in pins.values())
+
+
+def test_environment_yml_gives_the_same_pins():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    python, pip, packages = environment["dependencies"]
+    requires = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    assert (python, pip) == (f"python{requires}", "pip")
+    assert packages["pip"][0] == "--constraint requirements.lock"
+    assert sorted(packages["pip"][1:]) == sorted(declared())
+
+
+def test_nothing_imports_upward():
+    floor = {name: i for i, names in enumerate(FLOORS) for name in names}
+    modules = {path.stem for path in (ROOT / "irf_lib").glob("*.py")} - {"__init__"}
+    assert modules == set(floor), "every module has its floor"
+    for module in modules:
+        for node in ast.walk(ast.parse((ROOT / "irf_lib" / f"{module}.py").read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level == 1:
+                imported = [node.module] if node.module else [alias.name for alias in node.names]
+                for name in imported:
+                    assert floor[name] < floor[module], f"{module} imports {name}"
+
+
+def test_the_library_never_seeds_globally():
+    allowed = {"diffusion.py"}  # inside fork_rng, to build a network from a seed
+    for path in (ROOT / "irf_lib").glob("*.py"):
+        text = path.read_text()
+        assert "np.random.seed" not in text and "random.seed(" not in text
+        assert path.name in allowed or "torch.manual_seed(" not in text
+
+
+def test_nothing_names_a_folder_of_the_machine_that_built_it():
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    for name in filter(None, listed.stdout.split("\0")):
+        if name.endswith((".png", ".pdf")):
+            continue
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert not re.search(r"(?<![\w.$~])/(home|root|work|Users)/\w", text), f"{name} names an absolute path"
+
+
+def test_readme_names_files_that_exist():
+    readme = (ROOT / "README.md").read_text()
+    for target in re.findall(r"\]\(([^)#:]+)\)", readme):
+        assert (ROOT / target).exists(), f"README links to {target}"
+
+
+def test_makefile_has_the_promised_targets():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in ("reproduce", "test", "lab", "lint"):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+    assert "make lint" in (ROOT / ".ci" / "run").read_text() and "make test" in (ROOT / ".ci" / "run").read_text()

@@ -1,0 +1,201 @@
+"""Runs refuse what is wrong before anything starts, bind one folder to one setting, and skip what is current."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from irf_lib import runs
+from irf_lib.__main__ import main
+from irf_lib.runs import PRESETS, STAGES, Run, RunError
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run.open("00_start_here", out=str(tmp_path / "out"))
+
+
+@pytest.fixture
+def mvtec(tmp_path):
+    """A category of eight 32 px images in MVTec AD layout."""
+    rng = np.random.default_rng(0)
+    for name in ["train/good/0", "train/good/1", "train/good/2", "test/good/0", "test/hole/0"]:
+        path = tmp_path / "mvtec_like" / "nut" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(path)
+    mask = np.zeros((32, 32), np.uint8)
+    mask[8:16, 8:16] = 255
+    path = tmp_path / "mvtec_like" / "nut" / "ground_truth" / "hole" / "0_mask.png"
+    path.parent.mkdir(parents=True)
+    Image.fromarray(mask).save(path)
+    return tmp_path / "mvtec_like"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"preset": "fast"}, "preset.*'quick', 'reference' or 'paper'"),
+        ({"sede": [1]}, "sede: Extra inputs"),
+        ({"seeds": 1}, "seeds: .*list"),
+        ({"seeds": ["1"]}, "seeds.0: .*integer"),
+        ({"categories": "bottle"}, "categories: .*list"),
+        ({"unified": "maybe"}, "unified: .*'auto', 'yes' or 'no'"),
+        ({"settings": {"tt": 3}}, "tt: Extra inputs"),
+        ({"settings": {"t": 1000}}, "t: .*less than 1000"),
+        ({"device": "tpu"}, "device 'tpu' is not available"),
+    ],
+)
+def test_wrong_parameters(tmp_path, parameters, message):
+    with pytest.raises(RunError, match=message):
+        Run.open("00_start_here", **({"out": str(tmp_path)} | parameters))
+
+
+def test_presets_are_valid_settings():
+    for name, preset in PRESETS.items():
+        settings = runs.DetectorSettings(**preset.settings)
+        assert settings.t == 200 and preset.seeds, name
+    assert runs.DetectorSettings(**PRESETS["paper"].settings).for_images(3629).steps == 300 * 114
+
+
+def test_one_folder_holds_one_setting(tmp_path):
+    out = str(tmp_path / "out")
+    Run.open("00_start_here", out=out)
+    Run.open("00_start_here", out=out, seeds=[5], categories=["woven"])  # more of the same
+    with pytest.raises(RunError, match=r"t: 200 there, 300 now.*choose another --out"):
+        Run.open("00_start_here", out=out, settings={"t": 300})
+    (tmp_path / "out" / "run.json").write_text("{")
+    with pytest.raises(RunError, match="run.json is damaged"):
+        Run.open("00_start_here", out=out)
+
+
+def test_a_missing_input_names_the_notebook_that_makes_it(tmp_path):
+    with pytest.raises(RunError, match="detector.json is missing: run 03_train first"):
+        Run.open("05_score_and_detect", out=str(tmp_path))
+    with pytest.raises(RunError, match="metrics.csv is missing: run 05_score_and_detect first"):
+        Run.open("10_figures", out=str(tmp_path))
+
+
+def test_tables_carry_provenance_and_refuse_to_mix(run):
+    run.save_table(pd.DataFrame({"a": [1]}), "metrics.csv")
+    provenance = json.loads(run.path("metrics.json").read_text())
+    assert {"commit", "dirty", "settings", "seeds", "packages", "device", "threads", "wall_s"} <= provenance.keys()
+    assert run.read_table("metrics.csv").a.tolist() == [1]
+    provenance["settings"]["t"] = 1
+    run.path("metrics.json").write_text(json.dumps(provenance))
+    with pytest.raises(RunError, match="made with other settings"):
+        run.read_table("metrics.csv")
+    with pytest.raises(RunError, match="decisions.csv is missing: run 05_score_and_detect first"):
+        run.read_table("decisions.csv")
+
+
+def test_pieces_add_up_and_are_replaced(run):
+    for key, value in (("a", 1), ("b", 2), ("a", 3)):
+        table = run.save_piece(pd.DataFrame({"category": ["01"], "x": [value]}), "metrics.csv", key)
+    assert table.x.tolist() == [3, 2]
+    assert table.category.tolist() == ["01", "01"], "BTAD's categories are names, not numbers"
+    assert pd.read_csv(run.path("metrics.csv")).x.tolist() == [3, 2]
+
+
+def test_a_stage_is_current_until_something_changes(tmp_path, monkeypatch):
+    run = Run.open("00_start_here", out=str(tmp_path))
+    assert not run.is_current()
+    run.save_table(pd.DataFrame({"a": [1]}), "extra.csv")
+    run.finish()
+    again = Run.open("00_start_here", out=str(tmp_path))
+    assert again.is_current()
+    assert not Run.open("00_start_here", out=str(tmp_path), seeds=[1]).is_current()
+    monkeypatch.setattr(runs, "_code_hash", lambda *modules: "other code")
+    assert not again.is_current()
+    monkeypatch.undo()
+    run.path("extra.csv").write_text("a\n2\n")
+    assert not again.is_current(), "an output was changed by hand"
+
+
+def test_a_stage_that_left_nothing_is_not_finished(tmp_path):
+    with pytest.raises(RunError, match="02_toy_ddpm should have written toy.csv"):
+        Run.open("02_toy_ddpm", out=str(tmp_path)).finish()
+
+
+def test_jobs(tmp_path, mvtec):
+    keywords = {"data": str(mvtec), "out": str(tmp_path / "out"), "seeds": [1, 2]}
+    single = Run.open("00_start_here", **keywords)
+    assert [(job.name, job.seed) for job in single.jobs] == [("nut", 1), ("nut", 2)]
+    unified = Run.open("00_start_here", **keywords, unified="yes")
+    assert [(job.name, job.seed) for job in unified.jobs] == [("unified", 1), ("unified", 2)]
+    assert single.piece_key(single.jobs[0], single.categories[0]) == "mvtec_like_nut_seed1"
+    assert unified.piece_key(unified.jobs[0], unified.categories[0]) == "mvtec_like_nut_unified_seed1"
+
+
+def test_a_detector_is_trained_once_and_not_trusted_for_other_data(tmp_path, mvtec):
+    changes = {"steps": 2, "width": 64, "depth": 1, "backbone": "rgb", "image_size": 32, "feature_size": 4}
+    keywords = {"data": str(mvtec), "out": str(tmp_path / "out"), "seeds": [0], "settings": changes, "device": "cpu"}
+    run = Run.open("00_start_here", **keywords)
+    with pytest.warns(UserWarning, match="held-out normal images"):
+        run.fit_detector(run.jobs[0], progress=False)
+    folder = run.detector_folder(run.jobs[0])
+    written = folder.joinpath("detector.json").stat().st_mtime_ns
+    assert not list(folder.glob("checkpoint*")), "a finished run leaves no checkpoint"
+    assert run.fit_detector(run.jobs[0], progress=False).settings.steps == 2
+    assert folder.joinpath("detector.json").stat().st_mtime_ns == written, "loaded, not trained again"
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(mvtec / "nut" / "train" / "good" / "0.png")
+    fresh = Run.open("00_start_here", **keywords)
+    with pytest.raises(RunError, match="trained on other data or by other code; run 03_train again"):
+        fresh.load_detector(fresh.jobs[0])
+
+
+def test_credit_names_the_licence(tmp_path, mvtec):
+    run = Run.open("00_start_here", data=str(mvtec), out=str(tmp_path / "out"))
+    assert "CC BY-NC-SA 4.0" in run.credit
+    assert "generated" in Run.open("00_start_here", out=str(tmp_path / "out")).credit
+
+
+# --- the command line --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["run", "--set", "tt=3"], 2, "tt: Extra inputs are not permitted"),
+        (["run", "--set", "t=soon"], 2, "t: Input should be a valid integer"),
+        (["run", "--set", "t"], 2, "--set takes NAME=VALUE, got 't'"),
+        (["run", "-p", "imag=3"], 2, "no notebook has a parameter 'imag'; there are image, toy_seed, toy_steps"),
+        (["run", "-p", "image=first"], 2, "parameter image must be int, got 'first'"),
+        (["run", "-p", "preset=quick"], 2, "preset has an option of its own"),
+        (["run", "--only", "77"], 2, "no notebook '77'; there are 00_start_here"),
+        (["run", "--data", "no/such/folder"], 2, "no/such/folder"),
+        (["run", "--device", "tpu"], 2, "device 'tpu' is not available"),
+    ],
+)
+def test_wrong_commands_start_nothing(tmp_path, capsys, monkeypatch, arguments, status, message):
+    monkeypatch.setattr(runs, "_execute", lambda *_: pytest.fail("a notebook was started"))
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == status
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("error: ") and "Traceback" not in error
+
+
+def test_unknown_category_names_the_known_ones(tmp_path, mvtec, capsys, monkeypatch):
+    monkeypatch.setattr(runs, "_execute", lambda *_: pytest.fail("a notebook was started"))
+    assert main(["run", "--data", str(mvtec), "--category", "nutt", "--out", str(tmp_path / "out")]) == 2
+    assert "nut" in capsys.readouterr().err
+
+
+def test_a_broken_image_stops_the_run_before_it_starts(tmp_path, mvtec, capsys, monkeypatch):
+    monkeypatch.setattr(runs, "_execute", lambda *_: pytest.fail("a notebook was started"))
+    broken = mvtec / "nut" / "test" / "good" / "0.png"
+    broken.write_bytes(broken.read_bytes()[:100])
+    assert main(["run", "--data", str(mvtec), "--out", str(tmp_path / "out")]) == 2
+    assert "test/good/0.png" in capsys.readouterr().err
+
+
+def test_data_commands(mvtec, capsys):
+    assert main(["data", "list", "--data", str(mvtec)]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split() == ["nut", "mvtec", "3", "1", "1", "yes"]
+    assert main(["data", "check", "--data", str(mvtec)]) == 0
+    assert "every file can be read" in capsys.readouterr().out
+    assert main(["data", "check", "--data", str(mvtec / "nothing")]) == 2
+
+
+def test_every_notebook_is_a_stage_and_back():
+    assert [path.stem for path in runs.notebook_paths(runs.project_root())] == list(STAGES)
