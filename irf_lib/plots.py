@@ -80,14 +80,15 @@ def oracle_comparison(t: Sequence[int], learned: np.ndarray, optimum: np.ndarray
 
 def training_curves(training: pd.DataFrame, denoising: pd.DataFrame) -> Figure:
     """Left: smoothed training loss against step, a line a detector (columns detector, step, loss_smooth). Right:
-    held-out loss against t (columns detector, t, loss, lo, hi)."""
+    held-out loss as a multiple of the Gaussian optimum's, against t (columns detector, t, ratio, lo, hi)."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 2.6))
     sns.lineplot(training, x="step", y="loss_smooth", hue="detector", ax=left, legend=False)
     left.set(yscale="log", xlabel="optimiser step", ylabel="training loss (MSE on eps)")
     for name, part in denoising.groupby("detector", sort=False):
-        reach = [part.loss - part.lo, part.hi - part.loss]
-        right.errorbar(part.t, part.loss, reach, label=name, marker="o", ms=3, lw=1)
-    right.set(yscale="log", xlabel="timestep t", ylabel="held-out loss")
+        reach = [part.ratio - part.lo, part.hi - part.ratio]
+        right.errorbar(part.t, part.ratio, reach, label=name, marker="o", ms=3, lw=1)
+    right.axhline(1, color="black", lw=0.8, ls=":")
+    right.set(xlabel="timestep t", ylabel="held-out loss / Gaussian optimum")
     right.legend(frameon=False, fontsize=6)
     sns.despine(figure)
     return figure
@@ -132,8 +133,11 @@ def score_densities(decisions: pd.DataFrame, thresholds: Mapping[str, float]) ->
         axis.axis("off")
     for axis, panel in zip(axes.flat, panels, strict=False):
         part = decisions[decisions.panel == panel]
-        # A few extreme defects would squeeze everything else into one bin.
-        edges = np.linspace(part.score.min(), part.score.quantile(0.97), 30)
+        # A few extreme defects would squeeze everything else into one bin: the axis ends at three times the good
+        # images' range, and what lies beyond is drawn in the last bin.
+        good = part.score[~part.anomalous]
+        reach = good.min() + 3 * (good.max() - good.min()) if len(good) > 1 else part.score.max()
+        edges = np.linspace(part.score.min(), min(reach, part.score.max()), 30)
         for anomalous, colour, label in ((False, GOOD, "good"), (True, ANOMALOUS, "anomalous")):
             scores = part.score[part.anomalous == anomalous]
             axis.hist(
@@ -153,25 +157,36 @@ def score_densities(decisions: pd.DataFrame, thresholds: Mapping[str, float]) ->
     return figure
 
 
-def localisation_grid(rows: Sequence[Mapping], limits: Mapping[str, tuple[float, float]], credit: str) -> Figure:
-    """One column an example: image, mask, anomaly map, thresholded map.
+def localisation_grid(
+    blocks: Mapping[str, Sequence[Mapping]], limits: Mapping[str, tuple[float, float]], credit: str
+) -> Figure:
+    """One block of columns a category (image, mask, anomaly map, thresholded map), one row an example.
 
-    Each row is a mapping with keys title, category, image, mask, map, threshold. Maps of one category share ``limits``.
+    ``blocks[name]`` is a list of mappings with keys rank, kind, image, mask, map, threshold; every block has the same
+    number of them. The maps of one block share ``limits[name]``.
     """
-    n = len(rows)
-    cell = WIDTH / n
-    figure, axes = plt.subplots(4, n, figsize=(WIDTH, 4 * cell + 0.7), squeeze=False)
-    for column, example in zip(axes.T, rows, strict=True):
-        low, high = limits[example["category"]]
-        show_image(column[0], example["image"], title=example["title"])
-        column[1].imshow(example["mask"], cmap="gray", vmin=0, vmax=1)
-        column[2].imshow(example["map"], cmap=MAP_COLOURS, vmin=low, vmax=high)
-        column[3].imshow(example["map"] > example["threshold"], cmap="gray", vmin=0, vmax=1)
-        for axis in column[1:]:
+    parts = ("image", "mask", "map", "above limit")
+    n_rows = max(len(examples) for examples in blocks.values())
+    cell = WIDTH / (4 * len(blocks))
+    figure = plt.figure(figsize=(WIDTH, n_rows * (cell + 0.1) + 0.45))
+    panels = np.atleast_1d(figure.subfigures(1, len(blocks), wspace=0.02))
+    for panel, (name, examples) in zip(panels, blocks.items(), strict=True):
+        low, high = limits[name]
+        panel.suptitle(name, fontsize=8)
+        axes = panel.subplots(n_rows, len(parts), squeeze=False)
+        for axis in axes.flat:
             _bare(axis)
-    for axis, label in zip(axes[:, 0], ("image", "mask", "anomaly map", "above threshold"), strict=True):
-        axis.set_ylabel(label, fontsize=7)
-    _credit(figure, credit)
+        for row, example in zip(axes, examples, strict=False):
+            row[0].imshow(example["image"].transpose(1, 2, 0).clip(0, 1))
+            row[0].set_title(example["kind"], fontsize=5, pad=1.5)
+            row[1].imshow(example["mask"], cmap="gray", vmin=0, vmax=1)
+            row[2].imshow(example["map"], cmap=MAP_COLOURS, vmin=low, vmax=high)
+            row[3].imshow(example["map"] > example["threshold"], cmap="gray", vmin=0, vmax=1)
+            if panel is panels[0]:
+                row[0].set_ylabel(example["rank"], fontsize=6)
+        for axis, part in zip(axes[-1], parts, strict=True):
+            axis.set_xlabel(part, fontsize=6)
+    figure.text(0.995, -0.01, credit, fontsize=6, ha="right", va="top")
     return figure
 
 
@@ -180,9 +195,11 @@ def method_bars(metrics: pd.DataFrame, columns: Sequence[str]) -> Figure:
     figure, axes = plt.subplots(1, len(columns), figsize=(WIDTH, 0.24 * metrics.method.nunique() + 0.8), sharey=True)
     for axis, column in zip(np.atleast_1d(axes), columns, strict=True):
         sns.barplot(metrics, y="method", x=column, ax=axis, errorbar=None, color="0.8")
-        sns.stripplot(metrics, y="method", x=column, hue="category", ax=axis, size=3, legend=column == columns[-1])
+        sns.stripplot(metrics, y="method", x=column, hue="category", ax=axis, size=3, legend=column == columns[0])
         axis.set(xlabel=column, ylabel="", xlim=(min(0.5, metrics[column].min()) - 0.02, 1.01))
-    axes[-1].legend(frameon=False, fontsize=5, loc="lower left")
+    handles, labels = axes[0].get_legend_handles_labels()
+    axes[0].get_legend().remove()
+    figure.legend(handles, labels, loc="outside upper center", ncols=6, frameon=False, fontsize=6)
     sns.despine(figure)
     return figure
 

@@ -701,6 +701,7 @@ def _execute(run: Run, path: Path, executed: Path, parameters: Mapping[str, Any]
     """One notebook through papermill. The executed copy gets its name only when it is complete."""
     import papermill
     from papermill.exceptions import PapermillExecutionError
+    from traitlets.config import Config
 
     start = time.monotonic()
     partial = executed.with_name(f"{executed.stem}.partial.ipynb")
@@ -713,6 +714,8 @@ def _execute(run: Run, path: Path, executed: Path, parameters: Mapping[str, Any]
             cwd=str(run.root),
             kernel_name="python3",
             progress_bar=sys.stderr.isatty(),
+            # Encrypted loopback sockets: on a shared machine nobody else reads them, and the kernel does not warn.
+            config=Config({"KernelManager": {"transport_encryption": "auto"}}),
         )
     except PapermillExecutionError as error:
         raise RunError(
