@@ -192,13 +192,15 @@ def localisation_grid(
 
 def method_bars(metrics: pd.DataFrame, columns: Sequence[str]) -> Figure:
     """One panel a metric, one bar a method: the mean over categories and seeds; dots are the single ones."""
-    figure, axes = plt.subplots(1, len(columns), figsize=(WIDTH, 0.24 * metrics.method.nunique() + 0.8), sharey=True)
-    for axis, column in zip(np.atleast_1d(axes), columns, strict=True):
+    figure, axes = plt.subplots(
+        1, len(columns), figsize=(WIDTH, 0.24 * metrics.method.nunique() + 0.8), sharey=True, squeeze=False
+    )
+    for axis, column in zip(axes[0], columns, strict=True):
         sns.barplot(metrics, y="method", x=column, ax=axis, errorbar=None, color="0.8")
         sns.stripplot(metrics, y="method", x=column, hue="category", ax=axis, size=3, legend=column == columns[0])
         axis.set(xlabel=column, ylabel="", xlim=(min(0.5, metrics[column].min()) - 0.02, 1.01))
-    handles, labels = axes[0].get_legend_handles_labels()
-    axes[0].get_legend().remove()
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    axes[0, 0].get_legend().remove()
     figure.legend(handles, labels, loc="outside upper center", ncols=6, frameon=False, fontsize=6)
     sns.despine(figure)
     return figure
@@ -206,14 +208,14 @@ def method_bars(metrics: pd.DataFrame, columns: Sequence[str]) -> Figure:
 
 def timestep_curves(metrics: pd.DataFrame, columns: Sequence[str], default_t: int) -> Figure:
     """One panel a metric: the metric against t, a line a category (mean and range over seeds), ``default_t`` marked."""
-    figure, axes = plt.subplots(1, len(columns), figsize=(WIDTH, 2.2))
-    for axis, column in zip(np.atleast_1d(axes), columns, strict=True):
+    figure, axes = plt.subplots(1, len(columns), figsize=(WIDTH, 2.2), squeeze=False)
+    for axis, column in zip(axes[0], columns, strict=True):
         last = column == columns[-1]
         sns.lineplot(
             metrics, x="t", y=column, hue="category", marker="o", errorbar=("pi", 100), ax=axis, legend=last
         )  # fmt: skip
         axis.axvline(default_t, color="0.6", lw=0.8, ls=":")
         axis.set(xlabel="timestep t", ylabel=column)
-    axes[-1].legend(frameon=False, fontsize=6)
+    axes[0, -1].legend(frameon=False, fontsize=6)
     sns.despine(figure)
     return figure

@@ -90,6 +90,7 @@ class Stage:
     question: str
     reads: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
+    needs_labels: bool = False  # whether it makes sense only with good and anomalous test images
 
 
 STAGES: dict[str, Stage] = {
@@ -110,16 +111,19 @@ STAGES: dict[str, Stage] = {
         "What is the inverse residual field of one image, step by step?",
         reads=("detectors/*/*/seed*/detector.json",),
         writes=("field.csv", "figures/field.*"),
+        needs_labels=True,
     ),
     "05_score_and_detect": Stage(
         "How well does one network evaluation detect and localise defects?",
         reads=("detectors/*/*/seed*/detector.json",),
         writes=("metrics.csv", "intervals.csv", "decisions.csv", "scores/*.npz", "figures/scores.*"),
+        needs_labels=True,
     ),
     "10_figures": Stage(
         "How do the results look on one page?",
         reads=("metrics.csv", "decisions.csv", "scores/*.npz"),
         writes=("figures/localisation.*", "figures/methods.*", "figures/timesteps.*"),
+        needs_labels=True,
     ),
 }
 
@@ -254,6 +258,11 @@ class Run:
             if not any(run.folder.glob(pattern)):
                 maker = next(name for name, other in STAGES.items() if pattern in other.writes)
                 raise RunError(f"{run.show(run.folder / pattern)} is missing: run {maker} first")
+        if STAGES[stage].needs_labels and not run.labelled:
+            raise RunError(
+                f"{run.show(run.data_root)} has no category with good and anomalous test images, so {stage} has "
+                f"nothing to measure; the detectors that 03_train saved can score images all the same"
+            )
         return run
 
     def _bind_folder(self) -> None:
@@ -325,6 +334,16 @@ class Run:
         """The detectors of this run: one for each category and seed, or one for each seed when unified."""
         groups = [("unified", self.categories)] if self.unified else [(c.name, (c,)) for c in self.categories]
         return [Job(name, seed, members) for seed in self.seeds for name, members in groups]
+
+    @cached_property
+    def labelled(self) -> list[tuple[Job, Category]]:
+        """Every (detector, category) pair that can be measured: with good and with anomalous test images."""
+        return [
+            (job, category)
+            for job in self.jobs
+            for category in job.categories
+            if len({image.is_anomalous for image in category.test}) == 2
+        ]
 
     # --- detectors -----------------------------------------------------------------------------------------------
 
@@ -579,6 +598,14 @@ class Run:
         except (StorageError, KeyError, TypeError, AttributeError, OSError):
             return False
 
+    def is_finished(self) -> bool:
+        """Whether the stage's record is there, whatever it was made from."""
+        return self._record_path.is_file()
+
+    def forget(self) -> None:
+        """Remove the stage's record: until the next :meth:`finish`, the stage is not current."""
+        self._record_path.unlink(missing_ok=True)
+
     def print_header(self) -> None:
         """Two lines for a notebook's set-up cell: commit, seeds, device, folder."""
         commit, dirty = git_state(self.root)
@@ -651,6 +678,9 @@ def run_notebooks(
     for number, path in enumerate(paths, start=1):
         head = f"[{number}/{len(paths)}] {path.stem}"
         own = {name: value for name, value in parameters.items() if name in known[path.stem]}
+        if STAGES[path.stem].needs_labels and not first.labelled:
+            print(f"{head}: no labelled test images, skipped", flush=True)
+            continue
         run = Run.open(path.stem, **own)
         executed = run.folder / "notebooks" / path.name
         if not force and not extras and executed.is_file() and run.is_current():
@@ -706,6 +736,7 @@ def _execute(run: Run, path: Path, executed: Path, parameters: Mapping[str, Any]
     start = time.monotonic()
     partial = executed.with_name(f"{executed.stem}.partial.ipynb")
     partial.parent.mkdir(parents=True, exist_ok=True)
+    run.forget()  # so that a record found afterwards is this execution's
     try:
         papermill.execute_notebook(
             os.path.relpath(path, run.root),  # relative: executed copies name no folder of this machine
@@ -722,7 +753,7 @@ def _execute(run: Run, path: Path, executed: Path, parameters: Mapping[str, Any]
             f"{path.stem} failed in cell {error.exec_count}: {error.ename}: {error.evalue}\n"
             f"The partly executed notebook is {run.show(partial)}"
         ) from None
-    if not run.is_current():
-        raise RunError(f"{path.stem} ran to its end but did not finish its stage; see {run.show(partial)}")
+    if not run.is_finished():
+        raise RunError(f"{path.stem} ran to its end without run.finish(); see {run.show(partial)}")
     os.replace(partial, executed)
     return time.monotonic() - start

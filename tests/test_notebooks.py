@@ -8,9 +8,11 @@ import statistics
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pandas as pd
 import papermill
 import pytest
+from PIL import Image
 
 from irf_lib.__main__ import main
 from irf_lib.metrics import METRICS
@@ -181,3 +183,45 @@ def test_a_failing_notebook_stops_the_run(tmp_path, capsys, monkeypatch):
     partial = re.search(r"partly executed notebook is (.*)", error)[1]
     assert json.loads((ROOT / partial).read_text())["cells"], "and it is there to look at"
     assert not (out / "notebooks" / "02_toy_ddpm.ipynb").exists()
+
+
+def photographs(folder, kinds, n=4):
+    """A few 32 px noise images in each of the folders ``kinds`` (name -> contrast)."""
+    rng = np.random.default_rng(0)
+    for kind, contrast in kinds.items():
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        for i in range(n):
+            pixels = (128 + contrast * rng.standard_normal((32, 32, 3))).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / kind / f"{i}.png")
+
+
+TINY = ["backbone=rgb", "image_size=32", "feature_size=4", "width=64", "depth=1", "steps=3", "alpha=0.5"]
+
+
+def run_tiny(tmp_path, *options):
+    sets = [part for one in TINY for part in ("--set", one)]
+    return main(["run", "--out", str(tmp_path / "out"), *sets, "--device", "cpu", *options])
+
+
+def test_a_folder_of_good_images_alone_trains_a_detector(tmp_path, capsys):
+    photographs(tmp_path / "parts", {".": 10}, n=8)
+    assert run_tiny(tmp_path, "--data", str(tmp_path / "parts"), "--only", "01", "--only", "03", "--only", "05") == 0
+    assert "05_score_and_detect: no labelled test images, skipped" in capsys.readouterr().out
+    assert list((tmp_path / "out").glob("detectors/parts/parts/seed0/detector.json"))
+
+
+def test_unified_without_masks(tmp_path):
+    for name in ("bolt", "nut"):
+        photographs(tmp_path / "set" / name, {"train/good": 10, "test/good": 10, "test/scratched": 90}, n=6)
+    stages = [part for one in ("03", "04", "05", "10") for part in ("--only", one)]
+    assert run_tiny(tmp_path, "--data", str(tmp_path / "set"), "--unified", *stages) == 0
+    metrics = pd.read_csv(tmp_path / "out" / "metrics.csv")
+    assert set(metrics.category) == {"bolt", "nut"} and metrics.method.str.endswith("unified").all()
+    assert metrics["I-AUROC"].notna().all() and metrics["P-AUROC"].isna().all()
+    assert [path.name for path in (tmp_path / "out" / "detectors" / "set").iterdir()] == ["unified"], "one model"
+    # A run of single models adds its rows to the same tables.
+    assert run_tiny(tmp_path, "--data", str(tmp_path / "set"), "--category", "nut", *stages[:2], *stages[4:6]) == 0
+    assert pd.read_csv(tmp_path / "out" / "metrics.csv").groupby("method").size()[["irf", "irf:unified"]].tolist() == [
+        1,
+        2,
+    ]
