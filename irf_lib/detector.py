@@ -15,29 +15,31 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from .diffusion import (
+    Denoiser,
     Preconditioned,
     T,
     TrainSettings,
     TrainStep,
     alpha_bars,
     build_denoiser,
+    gaussian_optimum,
     pack_history,
     resolve_device,
     train,
     unpack_history,
 )
 from .feature_store import FeatureStore
-from .features import build_backbone, channel_statistics
-from .irf import inverse_residual_field
+from .features import BackboneError, build_backbone, channel_statistics
+from .irf import inverse_residual_field, network_input
 from .scoring import DENSITIES, Density, anomaly_map, conformal_p_values, conformal_threshold, image_score
 from .storage import StorageError, load_tensors, save_tensors
 
@@ -61,6 +63,16 @@ class DetectorSettings(TrainSettings):
     image_score: str = "top10"
     alpha: float = Field(0.05, gt=0, lt=1)  # false-alarm rate on normal images
     calibration: float = Field(0.1, gt=0, lt=1)  # share of the normal images held out; at least 20 where there are 60
+
+    @model_validator(mode="after")
+    def _network_can_be_built(self) -> Self:
+        if self.denoiser == "dit" and self.width % 64:
+            raise ValueError(f"the DiT's width must be a multiple of its head size 64, got {self.width}")
+        if self.denoiser == "unet" and (self.width % 8 or self.feature_size % 2 ** (self.depth - 1)):
+            raise ValueError(
+                "the UNet's width must be a multiple of 8, and depth - 1 halvings must divide feature_size"
+            )
+        return self
 
     @field_validator("image_score")
     @classmethod
@@ -117,21 +129,16 @@ class OneStepDetector:
         ).to(self.device)
         self.store = FeatureStore(backbone, self.settings.image_size, cache)
         self.abar = alpha_bars(self.device)
-        self.denoiser = build_denoiser(
-            self.settings.denoiser,
-            backbone.channels,
-            self.settings.feature_size,
-            self.settings.width,
-            self.settings.depth,
-            seed,
-        )
-        if self.settings.precondition:
-            self.denoiser = Preconditioned(self.denoiser, backbone.channels)
-        self.denoiser.to(self.device)
+        self.denoiser: Denoiser | None = None
         self.history: list[TrainStep] = []
         self.train_seconds = 0.0
         self.mean = self.std = self.density = self.calibration_scores = None
         self.fit_index = self.calibration_index = np.empty(0, dtype=np.int64)
+
+    def _new_denoiser(self) -> torch.nn.Module:
+        s, channels = self.settings, self.store.backbone.channels
+        net = build_denoiser(s.denoiser, channels, s.feature_size, s.width, s.depth, self.seed)
+        return Preconditioned(net, channels) if s.precondition else net
 
     # --- fitting -------------------------------------------------------------------------------------------------
 
@@ -150,6 +157,7 @@ class OneStepDetector:
         return self.calibrate(x0[self.fit_index], x0[self.calibration_index])
 
     def _train(self, x0: Tensor, progress: str | None, checkpoint: Path | None) -> None:
+        self.denoiser = self._new_denoiser()  # a second fit is a fit, not more training
         if self.settings.precondition:
             self.denoiser.fit_gaussian(x0)
         identity = hashlib.sha256(x0.numpy().tobytes()).hexdigest()
@@ -168,7 +176,6 @@ class OneStepDetector:
             bar.set_postfix(loss=f"{np.mean([s.loss for s in self.history[-50:]]):.4f}", refresh=False)
             self.train_seconds = statistics.seconds
         bar.close()
-        self.denoiser.to(self.device).eval()
 
     def calibrate(self, fit_x0: Tensor, calibration_x0: Tensor) -> OneStepDetector:
         """Fit the density on the fields of ``fit_x0`` and the threshold on the scores of ``calibration_x0``.
@@ -186,6 +193,12 @@ class OneStepDetector:
                 stacklevel=2,
             )
         return self
+
+    def untrained(self, fit_x0: Tensor, calibration_x0: Tensor, **changes) -> OneStepDetector:
+        """A copy whose network is the closed-form Gaussian optimum of ``fit_x0``: what no training at all detects."""
+        other = copy.copy(self)
+        other.denoiser = gaussian_optimum(fit_x0, self.device)
+        return other.with_scoring(fit_x0, calibration_x0, **changes)
 
     def with_scoring(self, fit_x0: Tensor, calibration_x0: Tensor, **changes) -> OneStepDetector:
         """The same network read another way: a copy with other ``SCORING_FIELDS`` (t, input, density, image_score,
@@ -219,13 +232,19 @@ class OneStepDetector:
     @torch.no_grad()
     def fields(self, x0: Tensor, batch_size: int = 32) -> Tensor:
         """The inverse residual field of ``x0``, (N, C, s, s): one evaluation of the network for each image."""
-        t, how = self.settings.t, self.settings.input
-        eps = self._noise(x0) if how == "noised" else None
+        t, how, eps = self.settings.t, self.settings.input, self._noise(x0)
         batches = (batch.to(self.device) for batch in x0.split(batch_size))
         parts = [inverse_residual_field(self.denoiser, x, t, self.abar, how, eps).float().cpu() for x in batches]
         return torch.cat(parts) if parts else torch.empty_like(x0)
 
-    def _noise(self, x0: Tensor) -> Tensor:
+    def network_input(self, x0: Tensor) -> Tensor:
+        """What the network is shown for ``x0``, on the CPU: the features themselves, scaled, or noised."""
+        t, how, eps = self.settings.t, self.settings.input, self._noise(x0)
+        return network_input(x0.to(self.device), t, self.abar, how, eps).cpu()
+
+    def _noise(self, x0: Tensor) -> Tensor | None:
+        if self.settings.input != "noised":
+            return None
         # One fixed draw for every image that this detector ever sees: it cannot carry a label, whatever the order of
         # the images, and a score does not depend on the batch it was computed in.
         generator = torch.Generator().manual_seed(self.seed)
@@ -291,6 +310,8 @@ class OneStepDetector:
             if detector.store.backbone.fingerprint() != meta["backbone_fingerprint"]:
                 raise StorageError(f"{path} was fitted on another {detector.settings.backbone}; fit it again.")
             detector._restore(tensors, meta)
+        except BackboneError:
+            raise  # the file is fine, this installation lacks something
         except (KeyError, TypeError, RuntimeError, ValidationError) as error:
             raise StorageError(f"{path} does not describe a detector of ours ({error}); fit it again.") from None
         return detector
@@ -299,8 +320,9 @@ class OneStepDetector:
         def under(prefix: str) -> dict[str, Tensor]:
             return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
+        self.denoiser = self._new_denoiser()
         self.denoiser.load_state_dict(under("denoiser."))
-        self.denoiser.eval()
+        self.denoiser.to(self.device).eval()
         self.density: Density = DENSITIES[self.settings.density](**under("density."))
         self.mean, self.std = tensors["mean"], tensors["std"]
         self.calibration_scores = tensors["calibration_scores"].numpy()

@@ -21,9 +21,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from .storage import StorageError, load_tensors, save_tensors
+from .storage import StorageError, file_sha256, load_tensors, save_tensors
 
 T = 1000
+Denoiser = Callable[[Tensor, Tensor], Tensor]
 
 
 def ddpm_scheduler() -> DDPMScheduler:
@@ -117,15 +118,17 @@ class Preconditioned(nn.Module):
     at every location, with mu and S the mean and covariance of the C-vectors of the training features, and c_t the
     root-mean-square error that the Gaussian optimum leaves, so that F has targets of unit size at every t (the idea of
     EDM's preconditioning, Karras et al. 2022, arXiv 2206.00364, with a Gaussian in place of a scalar). F's last layer
-    starts at zero: before training this *is* the Gaussian optimum, whose full-covariance score is the Mahalanobis
-    distance of the features, the same at every t. The loss stays the plain DDPM loss on eps.
+    starts at zero: before training this *is* the Gaussian optimum, whose full-covariance score is (up to shrinkage) the
+    Mahalanobis distance of the features, the same at every t. So what an untrained one detects is no merit of the
+    diffusion model, and every table has it as a row of its own. The loss stays the plain DDPM loss on eps.
     """
 
-    def __init__(self, net: DiT | UNet, channels: int):
+    def __init__(self, net: DiT | UNet | None, channels: int):
         super().__init__()
-        self.net = net
-        nn.init.zeros_(net.last_layer.weight)
-        nn.init.zeros_(net.last_layer.bias)
+        self.net = net  # None: the Gaussian optimum alone
+        if net is not None:
+            nn.init.zeros_(net.last_layer.weight)
+            nn.init.zeros_(net.last_layer.bias)
         self.register_buffer("mu", torch.zeros(channels))
         self.register_buffer("basis", torch.eye(channels))  # eigenvectors of S, in columns
         self.register_buffer("gain", torch.zeros(T, channels))  # sqrt(1 - abar_t) / (abar_t s_i + 1 - abar_t)
@@ -144,12 +147,25 @@ class Preconditioned(nn.Module):
         self.gain.copy_((1 - abar).sqrt() / noise_var)
         self.rest.copy_(error.clamp_min(1e-6).sqrt())
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def gaussian(self, x: Tensor, t: Tensor) -> Tensor:
+        """The first term alone: the Gaussian optimum at every location, with no network in it."""
         with torch.autocast(x.device.type, enabled=False):  # a small matrix product that bf16 would make coarse
             centred = x.float() - self.root_abar[t].view(-1, 1, 1, 1) * self.mu.view(1, -1, 1, 1)
             rotated = torch.einsum("bchw,ck->bkhw", centred, self.basis) * self.gain[t][:, :, None, None]
-            gaussian = torch.einsum("bkhw,ck->bchw", rotated, self.basis)
-        return gaussian + self.rest[t].view(-1, 1, 1, 1) * self.net(x, t)
+            return torch.einsum("bkhw,ck->bchw", rotated, self.basis)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.gaussian(x, t) + self.rest[t].view(-1, 1, 1, 1) * self.net(x, t)
+
+
+def gaussian_optimum(x0: Tensor, device: torch.device | str = "cpu") -> Denoiser:
+    """The best denoiser for a Gaussian with the mean and covariance of ``x0`` (N, C, s, s), location by location.
+
+    What a :class:`Preconditioned` network is before training: the rival that training has to beat.
+    """
+    model = Preconditioned(None, x0.shape[1])
+    model.fit_gaussian(x0)
+    return model.to(device).gaussian
 
 
 DENOISERS: dict[str, Callable[..., nn.Module]] = {"dit": DiT, "unet": UNet}
@@ -275,7 +291,8 @@ def train(
     state = _TrainState(denoiser, ema, optimizer, scheduler, generator)
     recipe = settings.model_dump(include=set(TrainSettings.model_fields)) | {"precision": precision}
     network = {name: list(tensor.shape) for name, tensor in denoiser.state_dict().items()}
-    fingerprint = {"recipe": recipe, "seed": seed, "identity": identity, "network": network}
+    code = f"{file_sha256(Path(__file__))} torch {torch.__version__}"
+    fingerprint = {"recipe": recipe, "seed": seed, "identity": identity, "network": network, "code": code}
     done = state.load(checkpoint, fingerprint)
     yield from done
     earlier_seconds = done[-1].seconds if done else 0.0
@@ -297,7 +314,7 @@ def train(
         done.append(TrainStep(step, loss.item(), lr, float(grad_norm), earlier_seconds + now - start))
         if checkpoint and (now - saved >= checkpoint_seconds or step == settings.steps):
             state.save(checkpoint, fingerprint, done)
-            saved = now
+            saved = time.monotonic()  # after the save: one that takes long must not be due again at once
         yield done[-1]
     denoiser.load_state_dict(ema.module.state_dict())
     denoiser.eval()
@@ -353,12 +370,18 @@ class _TrainState:
 
 
 @torch.no_grad()
-def denoising_loss(denoiser: nn.Module, x0: Tensor, timesteps: list[int], seed: int, batch_size: int = 32) -> Tensor:
+def denoising_loss(
+    denoiser: Denoiser,
+    x0: Tensor,
+    timesteps: list[int],
+    seed: int,
+    device: torch.device | str = "cpu",
+    batch_size: int = 32,
+) -> Tensor:
     """Per-image DDPM loss of held-out ``x0`` at each of ``timesteps``; returns (len(timesteps), N).
 
-    One noise draw for each image and timestep, from ``seed``.
+    One noise draw for each image and timestep, from ``seed``; ``device`` is the denoiser's.
     """
-    device = next(denoiser.parameters()).device
     abar = alpha_bars(device)
     generator = torch.Generator().manual_seed(seed)
     rows = []

@@ -1,8 +1,8 @@
 """Feature maps of image files, computed once and kept on disk.
 
-An entry is keyed by what it depends on: the backbone's weights, the image and feature sizes, the code that makes the
-features, and the image file's bytes. It is an .npz, whose CRC-32 NumPy checks on reading: a damaged entry is computed
-again, never trusted.
+An entry is keyed by what it depends on: the backbone's weights, the image and feature sizes, the kind of device and the
+code that make the features, and the image file's bytes. It is an .npz, whose CRC-32 NumPy checks on reading: a damaged
+entry is computed again, never trusted.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ class FeatureStore:
     def __init__(self, backbone: features.Backbone, image_size: int, folder: Path | None = None):
         self.backbone, self.image_size = backbone, image_size
         code = "".join(file_sha256(Path(module.__file__)) for module in (datasets, features))
-        key = hashlib.sha256(f"{backbone.fingerprint()} {image_size} {code}".encode()).hexdigest()[:16]
+        key = hashlib.sha256(
+            f"{backbone.fingerprint()} {image_size} {backbone.mean.device.type} {code}".encode()
+        ).hexdigest()[:16]
         self.folder = Path(folder) / key if folder else None
         self.hits = self.misses = 0
 
@@ -53,10 +55,11 @@ class FeatureStore:
         shape = (0, self.backbone.channels, self.backbone.size, self.backbone.size)
         return torch.from_numpy(np.stack(maps)) if maps else torch.empty(shape)
 
-    def from_images(self, images: np.ndarray | Tensor) -> Tensor:
-        """Features of images (N, 3, H, W) float in [0, 1] already in memory; never cached. On the CPU."""
+    def from_images(self, images: np.ndarray | Tensor, batch_size: int = 16) -> Tensor:
+        """Features of images (N, 3, H, W) float in [0, 1] already in memory; never cached. Returned on the CPU."""
         device = self.backbone.mean.device
-        return self.backbone(torch.as_tensor(images, dtype=torch.float32, device=device)).float().cpu()
+        batches = torch.as_tensor(images, dtype=torch.float32).split(batch_size)
+        return torch.cat([self.backbone(batch.to(device)).float().cpu() for batch in batches])
 
     def _entry(self, path: Path) -> Path:
         digest = file_sha256(path)

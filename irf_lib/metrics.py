@@ -59,6 +59,19 @@ def evaluate(
     return result
 
 
+def representative_examples(scores: np.ndarray, labels: np.ndarray) -> dict[str, int]:
+    """Which images to show: rank -> index of the highest, the median and the lowest scoring anomalous image, and of the
+    highest scoring good one. A rule instead of an eye, so that failures are shown as well as successes.
+
+    scores: (N,), labels: (N,) bool, with at least one image of each kind.
+    """
+    scores, labels = np.asarray(scores), np.asarray(labels).astype(bool)
+    order = np.argsort(scores, kind="stable")
+    bad, good = order[labels[order]], order[~labels[order]]
+    picks = {"highest": bad[-1], "median": bad[len(bad) // 2], "lowest": bad[0], "good: highest": good[-1]}
+    return {rank: int(index) for rank, index in picks.items()}
+
+
 def f1_max(labels: np.ndarray, scores: np.ndarray) -> float:
     """The largest F1 over all thresholds; labels (N,) bool, scores (N,)."""
     precision, recall, _ = precision_recall_curve(labels, scores)

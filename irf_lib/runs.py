@@ -6,8 +6,11 @@ ends with ``run.finish()``; so the runner, plain papermill and Run All in Jupyte
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import hashlib
 import importlib.metadata
+import json
 import math
 import os
 import platform
@@ -19,13 +22,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import Tensor
 
 from . import datasets, embedded, metrics
@@ -105,7 +108,13 @@ STAGES: dict[str, Stage] = {
     ),
     "03_train": Stage(
         "Does the DDPM learn what normal features look like?",
-        writes=("training.csv", "denoising.csv", "detectors/*/*/seed*/detector.json", "figures/training.*"),
+        writes=(
+            "training.csv",
+            "denoising.csv",
+            "detectors/*/*/seed*/detector.json",
+            "detectors/*/*/seed*/detector.*.safetensors",
+            "figures/training.*",
+        ),
     ),
     "04_inverse_residual_field": Stage(
         "What is the inverse residual field of one image, step by step?",
@@ -131,6 +140,9 @@ METRIC_COLUMNS = (
     "dataset", "category", "seed", "method", "input", "t", "density", "image_score", "n_test_good", "n_test_anomalous",
     "I-AUROC", "I-AP", "I-F1max", "P-AUROC", "P-AP", "P-F1max", "AUPRO", "train_s", "ms_per_image", "commit",
 )  # fmt: skip
+
+# The modules that a detector's weights, density and threshold depend on.
+WEIGHTS_CODE = ("detector", "diffusion", "irf", "scoring", "features", "feature_store", "datasets")
 
 # The packages whose versions a result depends on, for its provenance.
 PACKAGES = ("torch", "diffusers", "numpy", "scipy", "scikit-learn")
@@ -167,11 +179,18 @@ class RunParameters(BaseModel):
     preset: Literal["quick", "reference", "paper"] = "quick"
     data: str = ""  # a folder of images, relative to the project; "" is the embedded data
     categories: list[str] = []  # [] is all there are
-    seeds: list[int] = []  # [] is the preset's
+    seeds: list[Annotated[int, Field(ge=0)]] = []  # [] is the preset's
     unified: Literal["auto", "yes", "no"] = "auto"  # one model for all categories; auto is the preset's choice
     settings: dict[str, Any] = {}  # changes to the preset's DetectorSettings
     out: str = ""  # results folder, relative to the project; "" is results/<preset>
     device: str = "auto"
+
+    @field_validator("seeds", "categories")
+    @classmethod
+    def _no_value_twice(cls, values: list) -> list:
+        if len(set(values)) < len(values):
+            raise ValueError("the same value stands there twice")  # and would be trained on twice
+        return values
 
 
 def explain(error: ValidationError) -> str:
@@ -228,14 +247,19 @@ class Run:
     settings: DetectorSettings
     root: Path
     folder: Path
+    own: Mapping[str, Any] = field(default_factory=dict)  # the parameters that only this notebook has
     started: float = field(default_factory=time.monotonic)
     _written: list[Path] = field(default_factory=list)
+    _key: str = ""
+    _git: tuple[str, bool] = ("unknown", False)
 
     # --- opening -------------------------------------------------------------------------------------------------
 
     @classmethod
-    def open(cls, stage: str, **parameters) -> Run:
+    def open(cls, stage: str, own: Mapping[str, Any] | None = None, **parameters) -> Run:
         """Validate the parameters, bind the results folder, and check that the stage's inputs are there.
+
+        ``own`` are the notebook's own parameters, which a finished stage depends on too.
 
         Raises ParameterError for an unknown or mistyped parameter, RunError for a results folder made with other
         settings or a missing input (naming the notebook that makes it).
@@ -252,7 +276,7 @@ class Run:
         except ValueError as error:
             raise ParameterError(f"wrong parameters: {error}") from None
         root = project_root()
-        run = cls(stage, given, settings, root, root / (given.out or f"results/{given.preset}"))
+        run = cls(stage, given, settings, root, root / (given.out or f"results/{given.preset}"), dict(own or {}))
         run._bind_folder()
         for pattern in STAGES[stage].reads:
             if not any(run.folder.glob(pattern)):
@@ -263,6 +287,8 @@ class Run:
                 f"{run.show(run.data_root)} has no category with good and anomalous test images, so {stage} has "
                 f"nothing to measure; the detectors that 03_train saved can score images all the same"
             )
+        # Taken now and not at the end: code that is edited while a notebook runs did not make its results.
+        run._key, run._git = run._stage_key(), git_state(root)
         return run
 
     def _bind_folder(self) -> None:
@@ -314,7 +340,10 @@ class Run:
 
     @property
     def dataset(self) -> str:
-        return self.data_root.resolve().name
+        """The data set's name: its folder's, or the folder above where ``data`` is a single category of a set."""
+        root = self.data_root.resolve()
+        single = self.categories[0]
+        return root.parent.name if single.name == root.name and single.layout in ("mvtec", "btad") else root.name
 
     @property
     def credit(self) -> str:
@@ -359,15 +388,21 @@ class Run:
         folder, identity = self.detector_folder(job), self._identity(job)
         try:
             if read_json(folder / "detector.json")["meta"]["extra"] == identity:
-                return OneStepDetector.load(folder, self.parameters.device, self.cache)
+                detector = OneStepDetector.load(folder, self.parameters.device, self.cache)
+                self._remove_checkpoints(folder)  # a run that was killed right after its last save left them
+                return detector
         except (StorageError, KeyError, TypeError):
             pass  # absent, damaged or another version's: trained again
         detector = OneStepDetector(self.settings, job.seed, self.parameters.device, self.cache)
         detector.fit(job.train, job.label if progress else None, checkpoint=folder / "checkpoint.json")
         detector.save(folder, identity)
-        for leftover in folder.glob("checkpoint.*"):
-            leftover.unlink()
+        self._remove_checkpoints(folder)
         return detector
+
+    @staticmethod
+    def _remove_checkpoints(folder: Path) -> None:
+        for leftover in [*folder.glob("checkpoint.*"), *folder.glob(".checkpoint*")]:
+            leftover.unlink(missing_ok=True)
 
     def load_detector(self, job: Job) -> OneStepDetector:
         """The job's trained detector. Raises RunError if 03 has not trained it on these data with this code."""
@@ -381,9 +416,13 @@ class Run:
             raise RunError(f"{self.show(folder)} was trained on other data or by other code; run 03_train again")
         return detector
 
-    def _identity(self, job: Job) -> dict[str, str]:
-        return {"data": datasets.content_hash(job.train), "code": _code_hash("detector", "diffusion", "irf", "scoring",
-                "features", "feature_store", "datasets")}  # fmt: skip
+    def _identity(self, job: Job) -> dict[str, Any]:
+        """What a detector must have been made from to be this job's."""
+        return {
+            "settings": self.settings.model_dump(),
+            "data": datasets.content_hash(job.train),
+            "code": _code_hash(*WEIGHTS_CODE),
+        }
 
     def normal_features(self, detector: OneStepDetector, job: Job) -> tuple[Tensor, Tensor]:
         """Standardised features of the job's normal images: those it was fitted on, and those held out."""
@@ -411,13 +450,16 @@ class Run:
         self,
         test: TestSet,
         method: str,
-        settings: DetectorSettings,
+        reading: Mapping[str, Any],
         nll: Tensor,
         train_s: float = math.nan,
         ms_per_image: float = math.nan,
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """One method's row of metrics.csv and of intervals.csv, from its anomaly values ``nll`` (N, s, s)."""
-        scores = image_score(nll, settings.image_score).double().numpy()
+        """One method's row of metrics.csv and of intervals.csv, from its anomaly values ``nll`` (N, s, s).
+
+        ``reading`` says how they were read: input, t, density and image_score, None where a method has no such thing.
+        """
+        scores = image_score(nll, reading["image_score"]).double().numpy()
         maps = None if test.masks is None else anomaly_map(nll, test.image_size).numpy()
         n_anomalous = int(test.labels.sum())
         if test.unified != self.preset.unified:
@@ -425,13 +467,13 @@ class Run:
         head = {"dataset": self.dataset, "category": test.category.name, "seed": test.seed, "method": method}
         row = {
             **head,
-            **{name: getattr(settings, name) for name in ("input", "t", "density", "image_score")},
+            **{name: reading[name] for name in ("input", "t", "density", "image_score")},
             "n_test_good": len(test.labels) - n_anomalous,
             "n_test_anomalous": n_anomalous,
             **metrics.evaluate(scores, test.labels, maps, test.masks),
             "train_s": round(train_s, 2),
             "ms_per_image": round(ms_per_image, 2),
-            "commit": git_state(self.root)[0],
+            "commit": self._git[0],
         }
         value, low, high = metrics.auroc_interval(scores, test.labels, seed=test.seed)
         interval = {**head, "metric": "I-AUROC", "value": value, "lo": low, "hi": high, "n": len(scores)}
@@ -488,11 +530,11 @@ class Run:
         """``name`` (.csv) with its provenance beside it."""
         return self.save(name, lambda temporary: table.to_csv(temporary, index=False))
 
-    def save_figure(self, figure: Figure, name: str) -> Path:
-        """figures/``name`` as PDF and PNG, with provenance. Returns the PNG's path."""
+    def save_figure(self, figure: Figure, name: str) -> None:
+        """figures/``name`` as PDF and PNG, with provenance."""
         # No creation date: the same figure is the same bytes.
         self.save(f"figures/{name}.pdf", lambda path: figure.savefig(path, metadata={"CreationDate": None}))
-        return self.save(f"figures/{name}.png", lambda path: figure.savefig(path, dpi=150))
+        self.save(f"figures/{name}.png", lambda path: figure.savefig(path, dpi=150))
 
     def save_piece(self, table: pd.DataFrame, name: str, key: str) -> pd.DataFrame:
         """Keep ``table`` as the piece ``key`` of ``name`` (.csv), and rebuild ``name`` from all the pieces there are.
@@ -502,9 +544,13 @@ class Run:
         """
         folder = f"pieces/{Path(name).stem}"
         self.save_table(table, f"{folder}/{key}.csv")
-        pieces = [pd.read_csv(path, dtype={"category": str}) for path in sorted(self.path(folder).glob("*.csv"))]
-        table = pd.concat(pieces, ignore_index=True)
+        # A name that starts with a dot is what a killed write left behind.
+        paths = [path for path in sorted(self.path(folder).glob("*.csv")) if not path.name.startswith(".")]
+        table = pd.concat([pd.read_csv(path, dtype={"category": str}) for path in paths], ignore_index=True)
         self.save_table(table, name)
+        kept = ("commit", "dirty", "seeds", "dataset", "data_sha256", "created")
+        pieces = {path.stem: {k: read_json(path.with_suffix(".json")).get(k) for k in kept} for path in paths}
+        write_json(self.path(name).with_suffix(".json"), self.provenance() | {"pieces": pieces})
         return table
 
     def piece_key(self, job: Job, category: Category | None = None) -> str:
@@ -526,8 +572,8 @@ class Run:
 
     def provenance(self) -> dict[str, Any]:
         """What made a file: code, parameters, data, packages, machine, time."""
-        commit, dirty = git_state(self.root)
-        parameters = self.parameters.model_dump()
+        commit, dirty = self._git
+        parameters = self.parameters.model_dump() | dict(self.own)
         reads_data = self.stage not in ("00_start_here", "02_toy_ddpm")
         return {
             "stage": self.stage,
@@ -543,7 +589,7 @@ class Run:
             "device": device_name(self.device),
             "threads": torch.get_num_threads(),
             "python": platform.python_version(),
-            "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+            "packages": package_versions(),
             "wall_s": round(time.monotonic() - self.started, 1),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
@@ -563,7 +609,7 @@ class Run:
         for pattern in STAGES[self.stage].writes:
             files += [path for path in sorted(self.folder.glob(pattern)) if path not in files]
         record = {
-            "key": self.stage_key(),
+            "key": self._key,
             "seconds": round(time.monotonic() - self.started, 1),
             "files": {path.relative_to(self.folder).as_posix(): file_sha256(path) for path in files},
         }
@@ -574,13 +620,15 @@ class Run:
     def _record_path(self) -> Path:
         return self.folder / "stages" / f"{self.stage}.json"
 
-    def stage_key(self) -> str:
+    def _stage_key(self) -> str:
         """Hash of everything that the stage's files depend on: parameters, data, code, notebook, inputs."""
         notebook = self.root / "notebooks" / f"{self.stage}.ipynb"
         inputs = sorted(path for pattern in STAGES[self.stage].reads for path in self.folder.glob(pattern))
         parts = [
             self.parameters.model_dump_json(exclude={"out", "device"}),
             self.settings.model_dump_json(),
+            json.dumps(self.own, sort_keys=True),
+            str(package_versions()),
             str(self._data_hashes) if self.stage not in ("00_start_here", "02_toy_ddpm") else "",
             _code_hash(),
             file_sha256(notebook) if notebook.is_file() else "",
@@ -592,7 +640,7 @@ class Run:
         """Whether the stage was finished with the very same inputs and all its files are still as it left them."""
         try:
             record = read_json(self._record_path)
-            return record["key"] == self.stage_key() and all(
+            return record["key"] == self._key and all(
                 file_sha256(self.folder / name) == digest for name, digest in record["files"].items()
             )
         except (StorageError, KeyError, TypeError, AttributeError, OSError):
@@ -608,7 +656,7 @@ class Run:
 
     def print_header(self) -> None:
         """Two lines for a notebook's set-up cell: commit, seeds, device, folder."""
-        commit, dirty = git_state(self.root)
+        commit, dirty = self._git
         state = f"commit {commit[:10]}{' (with changes)' if dirty else ''}"
         print(f"{self.stage} | preset {self.parameters.preset} | {state} | seeds {list(self.seeds)}")
         print(f"{device_name(self.device)} | results in {self.show(self.folder)}")
@@ -621,10 +669,17 @@ def _code_hash(*modules: str) -> str:
     return hashlib.sha256("".join(file_sha256(path) for path in sorted(files)).encode()).hexdigest()
 
 
+def package_versions() -> dict[str, str]:
+    """The installed versions of PACKAGES."""
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
 def category_hash(category: Category) -> str:
-    """SHA-256 over a category's training images, test images and masks."""
+    """SHA-256 over a category's training images, test images and masks, and over what each of them is."""
     masks = [image.mask for image in category.test if image.mask]
-    return datasets.content_hash([*category.train, *(image.path for image in category.test), *masks])
+    content = datasets.content_hash([*category.train, *(image.path for image in category.test), *masks])
+    roles = [len(category.train), [[image.kind, image.path.name, image.mask is not None] for image in category.test]]
+    return hashlib.sha256(f"{content} {json.dumps(roles)}".encode()).hexdigest()
 
 
 def git_state(root: Path) -> tuple[str, bool]:
@@ -677,18 +732,21 @@ def run_notebooks(
     )
     for number, path in enumerate(paths, start=1):
         head = f"[{number}/{len(paths)}] {path.stem}"
-        own = {name: value for name, value in parameters.items() if name in known[path.stem]}
+        shared = {name: value for name, value in parameters.items() if name in known[path.stem]}
+        own = {
+            name: default for name, (_, default) in known[path.stem].items() if name not in RunParameters.model_fields
+        }
+        own |= {name: value for name, value in (extras or {}).items() if name in own}
         if STAGES[path.stem].needs_labels and not first.labelled:
             print(f"{head}: no labelled test images, skipped", flush=True)
             continue
-        run = Run.open(path.stem, **own)
+        run = Run.open(path.stem, own, **shared)
         executed = run.folder / "notebooks" / path.name
-        if not force and not extras and executed.is_file() and run.is_current():
+        if not force and executed.is_file() and run.is_current():
             print(f"{head}: current, skipped", flush=True)
             continue
         print(f"{head}: {STAGES[path.stem].question}", flush=True)
-        own |= {name: value for name, value in (extras or {}).items() if name in known[path.stem]}
-        seconds = _execute(run, path, executed, own)
+        seconds = _execute(run, path, executed, shared | own)
         print(f"{head}: done in {seconds:.0f} s", flush=True)
     return first.folder
 
@@ -703,23 +761,24 @@ def _select(paths: Sequence[Path], only: Sequence[str]) -> list[Path]:
     return chosen
 
 
-def notebook_parameters(path: Path) -> dict[str, str]:
-    """The names in a notebook's parameters cell and the types annotated there ('' where there is none)."""
+def notebook_parameters(path: Path) -> dict[str, tuple[str, Any]]:
+    """A notebook's parameters as papermill reads them: name -> (type annotated, default)."""
     from papermill import inspect_notebook
 
-    return {name: one["inferred_type_name"].strip() for name, one in inspect_notebook(str(path)).items()}
+    found = inspect_notebook(str(path)).items()
+    return {name: (one["inferred_type_name"].strip(), ast.literal_eval(one["default"])) for name, one in found}
 
 
 _TYPES = {"int": int, "float": (int, float), "str": str, "bool": bool, "list": list, "dict": dict}
 
 
-def _check_extras(known: Mapping[str, Mapping[str, str]], extras: Mapping[str, Any]) -> None:
+def _check_extras(known: Mapping[str, Mapping[str, tuple[str, Any]]], extras: Mapping[str, Any]) -> None:
     for name, value in extras.items():
-        kinds = {kinds[name] for kinds in known.values() if name in kinds}
+        kinds = {found[name][0] for found in known.values() if name in found}
         if name in RunParameters.model_fields:
             raise ParameterError(f"{name} has an option of its own (see --help), or goes to --set")
         if not kinds:
-            own = sorted({n for kinds in known.values() for n in kinds} - set(RunParameters.model_fields))
+            own = sorted({n for found in known.values() for n in found} - set(RunParameters.model_fields))
             raise ParameterError(f"no notebook has a parameter {name!r}; there are {', '.join(own) or 'none'}")
         for kind in kinds:
             expected = _TYPES.get(kind)
@@ -730,6 +789,7 @@ def _check_extras(known: Mapping[str, Mapping[str, str]], extras: Mapping[str, A
 def _execute(run: Run, path: Path, executed: Path, parameters: Mapping[str, Any]) -> float:
     """One notebook through papermill. The executed copy gets its name only when it is complete."""
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
     from traitlets.config import Config
 
@@ -738,16 +798,21 @@ def _execute(run: Run, path: Path, executed: Path, parameters: Mapping[str, Any]
     partial.parent.mkdir(parents=True, exist_ok=True)
     run.forget()  # so that a record found afterwards is this execution's
     try:
-        papermill.execute_notebook(
-            os.path.relpath(path, run.root),  # relative: executed copies name no folder of this machine
-            os.path.relpath(partial, run.root),
-            parameters=dict(parameters),
-            cwd=str(run.root),
-            kernel_name="python3",
-            progress_bar=sys.stderr.isatty(),
-            # Encrypted loopback sockets: on a shared machine nobody else reads them, and the kernel does not warn.
-            config=Config({"KernelManager": {"transport_encryption": "auto"}}),
-        )
+        with contextlib.chdir(run.root):  # papermill resolves paths against the working directory, not its cwd
+            papermill.execute_notebook(
+                os.path.relpath(path, run.root),  # relative: executed copies name no folder of this machine
+                os.path.relpath(partial, run.root),
+                parameters=dict(parameters),
+                cwd=".",
+                kernel_name="python3",
+                progress_bar=sys.stderr.isatty(),
+                # Encrypted loopback sockets: nobody else on a shared machine reads them, and the kernel does not warn.
+                config=Config({"KernelManager": {"transport_encryption": "auto"}}),
+            )
+    except DeadKernelError as error:
+        raise RunError(
+            f"{path.stem}: the kernel died ({error}), most often for want of memory; what ran is in {run.show(partial)}"
+        ) from None
     except PapermillExecutionError as error:
         raise RunError(
             f"{path.stem} failed in cell {error.exec_count}: {error.ename}: {error.evalue}\n"

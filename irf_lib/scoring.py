@@ -158,7 +158,7 @@ def conformal_threshold(calibration: np.ndarray, alpha: float) -> float:
     scores = np.sort(_finite(calibration))
     if not 0 < alpha < 1:
         raise ValueError(f"alpha is a false-alarm rate between 0 and 1, got {alpha}")
-    # (n + 1)(1 - alpha) as a float can land just above an integer (20 * 0.95 = 19.0 but 40 * 0.95 > 38): round first.
+    # As a float, (n + 1)(1 - alpha) can land just above an integer, as 90 * (1 - 0.3) does above 63: round first.
     rank = math.ceil(round((len(scores) + 1) * (1 - alpha), 9))
     return float(scores[rank - 1]) if rank <= len(scores) else math.inf
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from irf_lib import baselines
@@ -89,6 +90,7 @@ def test_save_and_load(detector, tmp_path, density):
     [
         (lambda meta: meta.update(format=99), "format 99"),
         (lambda meta: meta["settings"].update(width=128), "does not describe"),
+        (lambda meta: meta["settings"].update(width=100), "does not describe"),
         (lambda meta: meta["settings"].update(magic=1), "does not describe"),
         (lambda meta: meta.pop("seed"), "does not describe"),
         (lambda meta: meta.update(backbone_fingerprint="0"), "another rgb"),
@@ -146,6 +148,25 @@ def test_epochs_replace_steps():
     settings = DetectorSettings(**(SETTINGS.model_dump() | {"epochs": 2, "batch_size": 7}))
     detector = OneStepDetector(settings, device="cpu").fit(surfaces(30, seed=0), progress=None)
     assert len(detector.history) == 6  # 20 images to fit on, 3 batches a pass
+
+
+def test_a_second_fit_is_not_more_training(detector):
+    again = OneStepDetector(SETTINGS, seed=3, device="cpu")
+    for _ in range(2):
+        again.fit(surfaces(60, seed=0), progress=None)
+    images = surfaces(5, seed=5)
+    assert np.array_equal(again.score(images).scores, detector.score(images).scores)
+
+
+def test_untrained_is_the_mahalanobis_distance_of_the_features_at_every_t(detector):
+    x0 = detector.features(surfaces(60, seed=0))
+    fit, held_out = x0[detector.fit_index], x0[detector.calibration_index]
+    test = detector.features(surfaces(20, seed=8, defect=True))
+    expected = DENSITIES["full"].fit(fit, shrinkage=0.0).nll(test).flatten()
+    for t in (1, 200, 800):
+        nll = detector.untrained(fit, held_out, t=t).nll(test).flatten()
+        assert stats.spearmanr(nll, expected).statistic > 0.99
+    assert detector.denoiser is not detector.untrained(fit, held_out).denoiser
 
 
 def test_timing_is_positive(detector):

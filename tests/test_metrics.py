@@ -8,7 +8,7 @@ import pytest
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-from irf_lib.metrics import METRICS, evaluate, pixel_metrics
+from irf_lib.metrics import METRICS, auroc_interval, evaluate, pixel_metrics, representative_examples
 
 
 def blobs(rng, n=6, size=24):
@@ -131,6 +131,23 @@ def test_wrong_shapes_and_wrong_masks():
         evaluate(np.arange(2.0), np.array([0, 1]), np.zeros((2, 4, 4)), np.zeros((2, 8, 8)))
     with pytest.raises(ValueError, match="image 0 is labelled good"):
         evaluate(np.arange(2.0), np.array([0, 1]), np.zeros((2, 4, 4)), np.ones((2, 4, 4)))
+
+
+def test_representative_examples():
+    got = representative_examples([5, 1, 9, 3, 7, 2], [1, 1, 1, 0, 1, 0])
+    assert got == {"highest": 2, "median": 4, "lowest": 1, "good: highest": 3}
+
+
+def test_auroc_interval():
+    rng = np.random.default_rng(6)
+    labels = np.repeat([0, 1], [40, 60])
+    scores = np.round(rng.standard_normal(100) + labels, 1)  # with ties
+    value, low, high = auroc_interval(scores, labels, seed=0)
+    assert value == pytest.approx(roc_auc_score(labels, scores))
+    # DeLong's standard error is about 0.045 here; the bootstrap must agree with it.
+    assert low < value < high and 3 * 0.03 < high - low < 5 * 0.055
+    assert auroc_interval(scores, labels, seed=0) == (value, low, high)
+    assert math.isnan(auroc_interval(scores, np.ones(100), seed=0)[0])
 
 
 def test_memory_is_bounded():

@@ -40,6 +40,10 @@ def mvtec(tmp_path):
         ({"sede": [1]}, "sede: Extra inputs"),
         ({"seeds": 1}, "seeds: .*list"),
         ({"seeds": ["1"]}, "seeds.0: .*integer"),
+        ({"seeds": [-1]}, "seeds.0: .*greater than or equal to 0"),
+        ({"seeds": [1, 1]}, "seeds: .*twice"),
+        ({"settings": {"width": 100}}, "multiple of its head size 64"),
+        ({"settings": {"denoiser": "unet", "width": 64, "depth": 6}}, "must divide feature_size"),
         ({"categories": "bottle"}, "categories: .*list"),
         ({"unified": "maybe"}, "unified: .*'auto', 'yes' or 'no'"),
         ({"settings": {"tt": 3}}, "tt: Extra inputs"),
@@ -106,11 +110,40 @@ def test_a_stage_is_current_until_something_changes(tmp_path, monkeypatch):
     again = Run.open("00_start_here", out=str(tmp_path))
     assert again.is_current()
     assert not Run.open("00_start_here", out=str(tmp_path), seeds=[1]).is_current()
+    assert not Run.open("00_start_here", {"image": 3}, out=str(tmp_path)).is_current()
     monkeypatch.setattr(runs, "_code_hash", lambda *modules: "other code")
-    assert not again.is_current()
+    assert not Run.open("00_start_here", out=str(tmp_path)).is_current()
     monkeypatch.undo()
     run.path("extra.csv").write_text("a\n2\n")
     assert not again.is_current(), "an output was changed by hand"
+
+
+def test_code_that_is_edited_during_a_stage_did_not_make_it(tmp_path, monkeypatch):
+    run = Run.open("00_start_here", out=str(tmp_path))
+    monkeypatch.setattr(runs, "_code_hash", lambda *modules: "edited while it ran")
+    monkeypatch.setattr(runs, "git_state", lambda root: ("a later commit", False))
+    run.save_table(pd.DataFrame({"a": [1]}), "extra.csv")
+    run.finish()
+    assert not Run.open("00_start_here", out=str(tmp_path)).is_current()
+    assert json.loads(run.path("extra.json").read_text())["commit"] != "a later commit"
+
+
+def test_what_a_killed_write_left_is_no_piece(run):
+    run.save_piece(pd.DataFrame({"x": [1]}), "metrics.csv", "a")
+    run.path("pieces/metrics/.a-k1ll3d.csv").write_text("")
+    assert run.save_piece(pd.DataFrame({"x": [2]}), "metrics.csv", "b").x.tolist() == [1, 2]
+    assert set(json.loads(run.path("metrics.json").read_text())["pieces"]) == {"a", "b"}
+
+
+def test_the_data_hash_knows_the_labels(mvtec):
+    before = runs.category_hash(runs.datasets.read_category(mvtec, "nut"))
+    (mvtec / "nut" / "test" / "hole").rename(mvtec / "nut" / "test" / "dent")
+    (mvtec / "nut" / "ground_truth" / "hole").rename(mvtec / "nut" / "ground_truth" / "dent")
+    assert runs.category_hash(runs.datasets.read_category(mvtec, "nut")) != before
+
+
+def test_a_single_category_keeps_the_name_of_its_data_set(tmp_path, mvtec):
+    assert Run.open("00_start_here", data=str(mvtec / "nut"), out=str(tmp_path / "out")).dataset == "mvtec_like"
 
 
 def test_a_stage_that_left_nothing_is_not_finished(tmp_path):
