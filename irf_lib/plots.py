@@ -88,8 +88,8 @@ def training_curves(training: pd.DataFrame, denoising: pd.DataFrame) -> Figure:
         reach = [part.ratio - part.lo, part.hi - part.ratio]
         right.errorbar(part.t, part.ratio, reach, label=name, marker="o", ms=3, lw=1)
     right.axhline(1, color="black", lw=0.8, ls=":")
-    right.set(xlabel="timestep t", ylabel="held-out loss / Gaussian optimum")
-    right.legend(frameon=False, fontsize=6)
+    right.set(xlabel="timestep t", ylabel="held-out loss / optimum")
+    figure.legend(*right.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False, fontsize=6)
     sns.despine(figure)
     return figure
 
@@ -186,7 +186,8 @@ def localisation_grid(
                 row[0].set_ylabel(example["rank"], fontsize=6)
         for axis, part in zip(axes[-1], parts, strict=True):
             axis.set_xlabel(part, fontsize=6)
-    figure.text(0.995, -0.01, credit, fontsize=6, ha="right", va="top")
+    for panel in panels:  # the same room below every panel, so that their rows stay level
+        panel.supxlabel(credit if panel is panels[-1] else " ", fontsize=6, x=0.99, ha="right")
     return figure
 
 
