@@ -6,6 +6,7 @@ import subprocess
 import tomllib
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -92,3 +93,16 @@ def test_makefile_has_the_promised_targets():
     for target in ("reproduce", "test", "lab", "lint"):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
     assert "make lint" in (ROOT / ".ci" / "run").read_text() and "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_readme_numbers_come_from_the_committed_tables():
+    metrics = pd.read_csv(ROOT / "results/reference/metrics.csv").set_index(["category", "method"])
+    intervals = pd.read_csv(ROOT / "results/reference/intervals.csv").set_index(["category", "method"])
+    rows = re.findall(r"^\| (\w+) \| `([^`]+)` \|[^|]*\| (.*) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert len(rows) >= 14
+    for category, method, cells in rows:
+        found = metrics.loc[(category, method)]
+        bounds = intervals.loc[(category, method)]
+        expected = [f"{found['I-AUROC']:.3f} [{bounds.lo:.3f}, {bounds.hi:.3f}]"]
+        expected += [f"{found[name]:.3f}" for name in ("P-AUROC", "AUPRO")]
+        assert cells.split(" | ") == expected, (category, method)
