@@ -519,16 +519,16 @@ class Run:
         """``path`` as it reads from the project's folder, for messages."""
         return os.path.relpath(path, self.root)
 
-    def save(self, name: str, write: Callable[[Path], None]) -> Path:
-        """Write a file under the results folder, atomically, with its provenance JSON beside it."""
+    def save(self, name: str, write: Callable[[Path], None], **more: Any) -> Path:
+        """Write a file under the results folder, atomically, with its provenance (and ``more``) as JSON beside it."""
         path = write_atomically(self.path(name), write)
         self._written.append(path)
-        self._written.append(write_json(path.with_suffix(".json"), self.provenance()))
+        self._written.append(write_json(path.with_suffix(".json"), self.provenance() | more))
         return path
 
-    def save_table(self, table: pd.DataFrame, name: str) -> Path:
-        """``name`` (.csv) with its provenance beside it."""
-        return self.save(name, lambda temporary: table.to_csv(temporary, index=False))
+    def save_table(self, table: pd.DataFrame, name: str, **more: Any) -> Path:
+        """``name`` (.csv) with its provenance (and ``more``) beside it."""
+        return self.save(name, lambda temporary: table.to_csv(temporary, index=False), **more)
 
     def save_figure(self, figure: Figure, name: str) -> None:
         """figures/``name`` as PDF and PNG, with provenance."""
@@ -547,10 +547,9 @@ class Run:
         # A name that starts with a dot is what a killed write left behind.
         paths = [path for path in sorted(self.path(folder).glob("*.csv")) if not path.name.startswith(".")]
         table = pd.concat([pd.read_csv(path, dtype={"category": str}) for path in paths], ignore_index=True)
-        self.save_table(table, name)
         kept = ("commit", "dirty", "seeds", "dataset", "data_sha256", "created")
         pieces = {path.stem: {k: read_json(path.with_suffix(".json")).get(k) for k in kept} for path in paths}
-        write_json(self.path(name).with_suffix(".json"), self.provenance() | {"pieces": pieces})
+        self.save_table(table, name, pieces=pieces)
         return table
 
     def piece_key(self, job: Job, category: Category | None = None) -> str:
