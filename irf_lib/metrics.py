@@ -16,6 +16,8 @@ import numpy as np
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
+from .resampling import bootstrap_counts, percentile_interval
+
 IMAGE_METRICS = ("I-AUROC", "I-AP", "I-F1max")
 PIXEL_METRICS = ("P-AUROC", "P-AP", "P-F1max", "AUPRO")
 METRICS = IMAGE_METRICS + PIXEL_METRICS
@@ -85,18 +87,40 @@ def auroc_interval(
 
     Good and anomalous images are drawn apart, so that every resample has both. NaN three times where one is missing.
     """
-    scores, labels = np.asarray(scores, dtype=np.float64), np.asarray(labels).astype(bool)
-    good, anomalous = scores[~labels], scores[labels]
-    if len(good) == 0 or len(anomalous) == 0:
+    labels = np.asarray(labels).astype(bool)
+    if labels.all() or not labels.any():
         return math.nan, math.nan, math.nan
+    return _mean_over_pairs(_wins(scores, labels), seed, level, n_resamples)
+
+
+def auroc_difference_interval(
+    scores: np.ndarray, others: np.ndarray, labels: np.ndarray, seed: int, level: float = 0.95, n_resamples: int = 1000
+) -> tuple[float, float, float]:
+    """AUROC of ``scores`` minus AUROC of ``others`` on the same images, with a *paired* bootstrap interval over images.
+
+    Every resample draws the same images for both, so what makes an image hard for both cancels. As
+    :func:`auroc_interval` otherwise.
+    """
+    labels = np.asarray(labels).astype(bool)
+    if labels.all() or not labels.any():
+        return math.nan, math.nan, math.nan
+    return _mean_over_pairs(_wins(scores, labels) - _wins(others, labels), seed, level, n_resamples)
+
+
+def _wins(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     # AUROC is the mean over pairs of [anomalous > good] + [equal] / 2: one table of pairs serves every resample.
-    wins = (anomalous[:, None] > good) + 0.5 * (anomalous[:, None] == good)
+    scores = np.asarray(scores, dtype=np.float64)
+    good, anomalous = scores[~labels], scores[labels]
+    return (anomalous[:, None] > good) + 0.5 * (anomalous[:, None] == good)
+
+
+def _mean_over_pairs(pairs: np.ndarray, seed: int, level: float, n_resamples: int) -> tuple[float, float, float]:
     rng = np.random.default_rng(seed)
-    rows = rng.multinomial(len(anomalous), np.full(len(anomalous), 1 / len(anomalous)), n_resamples)
-    columns = rng.multinomial(len(good), np.full(len(good), 1 / len(good)), n_resamples)
-    resampled = np.einsum("ri,ij,rj->r", rows, wins, columns, optimize=True) / wins.size
-    tail = (1 - level) / 2
-    return float(wins.mean()), float(np.quantile(resampled, tail)), float(np.quantile(resampled, 1 - tail))
+    rows = bootstrap_counts(len(pairs), n_resamples, rng)
+    columns = bootstrap_counts(pairs.shape[1], n_resamples, rng)
+    resampled = np.einsum("ri,ij,rj->r", rows, pairs, columns, optimize=True) / pairs.size
+    low, high = percentile_interval(resampled, level)
+    return float(pairs.mean()), float(low), float(high)
 
 
 def pixel_metrics(maps: np.ndarray, masks: np.ndarray, fpr_limit: float = FPR_LIMIT) -> dict[str, float]:

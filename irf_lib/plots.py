@@ -220,3 +220,157 @@ def timestep_curves(metrics: pd.DataFrame, columns: Sequence[str], default_t: in
     axes[0, -1].legend(frameon=False, fontsize=6)
     sns.despine(figure)
     return figure
+
+
+def heat_maps(panels: Sequence[tuple[str, pd.DataFrame]], label: str, limits: tuple[float, float]) -> Figure:
+    """Square tables (rows t, columns t') two in a row, with their values, on one colour scale labelled ``label``."""
+    lines = -(-len(panels) // 2)
+    figure, axes = plt.subplots(lines, 2, figsize=(WIDTH, 0.46 * WIDTH * lines), squeeze=False)
+    middle = sum(limits) / 2
+    for axis, (title, table) in zip(axes.flat, panels, strict=True):
+        drawn = axis.imshow(table, cmap="cividis", vmin=limits[0], vmax=limits[1])
+        for (i, j), value in np.ndenumerate(table.to_numpy()):
+            colour = "black" if value > middle else "white"
+            axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=min(8, 55 / len(table)), color=colour)
+        axis.set_title(title, fontsize=8)
+        axis.set(xticks=range(len(table.columns)), yticks=range(len(table)), xlabel="t'", ylabel="t")
+        axis.set_xticklabels(table.columns, rotation=90, fontsize=6)
+        axis.set_yticklabels(table.index, fontsize=6)
+    figure.colorbar(drawn, ax=list(axes.flat), label=label, shrink=0.6, aspect=30)
+    return figure
+
+
+def metric_grid(table: pd.DataFrame, rows: Sequence[str], columns: Sequence[str], default_t: int) -> Figure:
+    """One row a metric, one column an input, one line a density: mean over categories and seeds, with their range.
+
+    ``table``: columns quantity (the metric), input, density, t, value; ``default_t`` is marked.
+    """
+    figure, axes = plt.subplots(
+        len(rows), len(columns), figsize=(WIDTH, 1.6 * len(rows) + 0.3), sharex=True, sharey="row", squeeze=False
+    )
+    for line, quantity in zip(axes, rows, strict=True):
+        for axis, column in zip(line, columns, strict=True):
+            part = table[(table.quantity == quantity) & (table.input == column)]
+            last = axis is axes[0, -1]
+            sns.lineplot(
+                part, x="t", y="value", hue="density", style="density", markers=True, dashes=False,
+                errorbar=("pi", 100), err_kws={"alpha": 0.08}, ms=4, lw=1, ax=axis, legend=last,
+            )  # fmt: skip
+            axis.axvline(default_t, color="0.6", lw=0.8, ls=":")
+            axis.set(xlabel="timestep t", ylabel=quantity)
+        line[0].set_ylabel(quantity)
+    for axis, column in zip(axes[0], columns, strict=True):
+        axis.set_title(f"{column} input", fontsize=7)
+    handles, labels = axes[0, -1].get_legend_handles_labels()
+    axes[0, -1].get_legend().remove()
+    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False, fontsize=6)
+    sns.despine(figure)
+    return figure
+
+
+def interval_curves(
+    panels: Mapping[str, pd.DataFrame],
+    x: str,
+    hue: str,
+    xlabel: str,
+    marks: Mapping[str, float] | None = None,
+    log: Sequence[str] = (),
+) -> Figure:
+    """One panel an entry: its ``value`` against ``x``, with error bars ``lo`` to ``hi`` where there are any, one line a
+    value of ``hue``. ``marks``: panel -> height of a dotted line; panels in ``log`` have a logarithmic y axis. The
+    panel's name labels its y axis."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 2.6), squeeze=False)
+    for axis, (label, table) in zip(axes[0], panels.items(), strict=True):
+        _lines(axis, table, x, hue)
+        if marks and label in marks:
+            axis.axhline(marks[label], color="black", lw=0.8, ls=":")
+        axis.set(xlabel=xlabel, ylabel=label, yscale="log" if label in log else "linear")
+    handles = {}
+    for axis in axes[0]:
+        handles |= {label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles, loc="outside upper center", ncols=4, frameon=False, fontsize=6)
+    sns.despine(figure)
+    return figure
+
+
+def _lines(axis: Axes, table: pd.DataFrame, x: str, hue: str) -> None:
+    for (name, part), marker in zip(table.groupby(hue, sort=False), "osD^vPX*<>" * 3, strict=False):
+        reach = [(part.value - part.lo).clip(lower=0), (part.hi - part.value).clip(lower=0)]
+        axis.errorbar(part[x], part.value, reach, label=name, marker=marker, ms=3, lw=1, elinewidth=0.6)
+
+
+def qq_panels(curves: Mapping[str, pd.DataFrame], columns: int = 3) -> Figure:
+    """Q-Q plots of normality.qq_curve tables: the identity, the observed curve with its band (dark), and the band of
+    independent draws from the reference (light)."""
+    columns = min(columns, len(curves))
+    lines = -(-len(curves) // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(WIDTH, WIDTH / columns * 0.85 * lines), squeeze=False)
+    for axis in axes.flat[len(curves) :]:
+        axis.axis("off")
+    for axis, (title, curve) in zip(axes.flat, curves.items(), strict=False):
+        _qq(axis, title, curve)
+    axes[0, 0].legend(frameon=False, fontsize=6)
+    sns.despine(figure)
+    return figure
+
+
+def _qq(axis: Axes, title: str, curve: pd.DataFrame) -> None:
+    axis.plot(curve.expected, curve.expected, color="black", lw=0.8, ls=":")
+    axis.fill_between(curve.expected, curve.null_low, curve.null_high, color="0.8", label="95 % if true")
+    axis.fill_between(curve.expected, curve.low, curve.high, color=GOOD, alpha=0.4, label="95 % over images")
+    axis.plot(curve.expected, curve.observed, color=GOOD, lw=1, label="observed")
+    axis.set_title(title, fontsize=7)
+    axis.set(xlabel="expected quantile", ylabel="observed quantile")
+
+
+def scatter_panels(panels: Mapping[str, pd.DataFrame], x: str, y: str, hue: str, notes: Mapping[str, str]) -> Figure:
+    """One panel an entry: ``y`` against ``x``, coloured by ``hue``, with ``notes[panel]`` written in it; the panel's
+    name labels its x axis."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 2.6), sharey=True, squeeze=False)
+    for axis, (label, table) in zip(axes[0], panels.items(), strict=True):
+        sns.scatterplot(table, x=x, y=y, hue=hue, style=hue, s=18, ax=axis, legend=axis is axes[0, 0])
+        axis.set(xlabel=label, ylabel=y)
+        axis.set_title(notes[label], fontsize=7)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    axes[0, 0].get_legend().remove()
+    figure.legend(handles, labels, loc="outside upper center", ncols=6, frameon=False, fontsize=6)
+    sns.despine(figure)
+    return figure
+
+
+def qq_and_lags(curves: Mapping[str, pd.DataFrame], lags: pd.DataFrame) -> Figure:
+    """Q-Q panels as :func:`qq_panels`, and in the last panel the autocorrelation (columns lag, value, lo, hi, line)."""
+    figure, axes = plt.subplots(1, len(curves) + 1, figsize=(WIDTH, 2.7), squeeze=False)
+    for axis, (title, curve) in zip(axes[0], curves.items(), strict=False):
+        _qq(axis, title, curve)
+    last = axes[0, -1]
+    _lines(last, lags, "lag", "line")
+    last.axhline(0, color="black", lw=0.8, ls=":")
+    last.set(xlabel="distance (locations)", ylabel="autocorrelation")
+    last.legend(frameon=False, fontsize=5)
+    sns.despine(figure)
+    return figure
+
+
+def effect_bars(table: pd.DataFrame, limits: Mapping[str, tuple[float, float]]) -> Figure:
+    """One panel an effect (the columns of ``table``), one bar a row from its neutral value; grey inside the limits
+    (column -> neutral value, largest deviation), coloured outside. Long bars are cut at ten times the limit."""
+    figure, axes = plt.subplots(
+        1, len(table.columns), figsize=(WIDTH, 0.22 * len(table) + 0.8), sharey=True, squeeze=False
+    )
+    rows = np.arange(len(table))
+    for axis, column in zip(axes[0], table.columns, strict=True):
+        neutral, reach = limits[column]
+        away = (table[column] - neutral).to_numpy()
+        colours = ["0.7" if abs(one) <= reach else ANOMALOUS for one in away]
+        axis.barh(rows, np.clip(away, -10 * reach, 10 * reach), left=neutral, color=colours, height=0.6)
+        for edge in (neutral - reach, neutral + reach):
+            axis.axvline(edge, color="black", lw=0.8, ls=":")
+        for row, (one, value) in enumerate(zip(away, table[column], strict=True)):
+            if abs(one) > 10 * reach:
+                axis.text(neutral + 5 * np.sign(one) * reach, row, f"{value:.3g}", fontsize=5, va="center", ha="center")
+        axis.set_title(column, fontsize=7)
+    axes[0, 0].set_yticks(rows, table.index, fontsize=6)
+    axes[0, 0].invert_yaxis()
+    sns.despine(figure)
+    return figure

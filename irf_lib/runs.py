@@ -128,6 +128,43 @@ STAGES: dict[str, Stage] = {
         writes=("metrics.csv", "intervals.csv", "decisions.csv", "scores/*.npz", "figures/scores.*"),
         needs_labels=True,
     ),
+    "06_timestep_invariance": Stage(
+        "Does the inverse residual field hold for any neighbouring timestep?",
+        reads=("detectors/*/*/seed*/detector.json",),
+        writes=(
+            "timestep_invariance.csv",
+            "timestep_scores.csv",
+            "dip.csv",
+            "breaks.csv",
+            "claims.csv",
+            "figures/invariance_field.*",
+            "figures/invariance_ranking.*",
+            "figures/invariance_detection.*",
+            "figures/invariance_scores.*",
+            "figures/invariance_dip.*",
+            "figures/invariance_breaks.*",
+        ),
+        needs_labels=True,
+    ),
+    "07_normality": Stage(
+        "Is the field of good parts Gaussian, and does it matter?",
+        reads=("detectors/*/*/seed*/detector.json", "timestep_invariance.csv"),
+        writes=(
+            "normality.csv",
+            "normality_tests.csv",
+            "normality_holm.csv",
+            "normality_controls.csv",
+            "autocorrelation.csv",
+            "qq.csv",
+            "claims.csv",
+            "figures/normality_qq.*",
+            "figures/normality_joint.*",
+            "figures/normality_controls.*",
+            "figures/normality_timesteps.*",
+            "figures/normality_detection.*",
+        ),
+        needs_labels=True,
+    ),
     "10_figures": Stage(
         "How do the results look on one page?",
         reads=("metrics.csv", "decisions.csv", "scores/*.npz"),
@@ -140,6 +177,9 @@ METRIC_COLUMNS = (
     "dataset", "category", "seed", "method", "input", "t", "density", "image_score", "n_test_good", "n_test_anomalous",
     "I-AUROC", "I-AP", "I-F1max", "P-AUROC", "P-AP", "P-F1max", "AUPRO", "train_s", "ms_per_image", "commit",
 )  # fmt: skip
+
+VERDICTS = ("holds", "holds under a stated condition", "does not hold", "not tested")
+CLAIM_COLUMNS = ("claim", "statement", "evidence", "verdict", "interval", "n", "dataset", "notebook")
 
 # The modules that a detector's weights, density and threshold depend on.
 WEIGHTS_CODE = ("detector", "diffusion", "irf", "scoring", "features", "feature_store", "datasets")
@@ -527,8 +567,11 @@ class Run:
         return path
 
     def save_table(self, table: pd.DataFrame, name: str, **more: Any) -> Path:
-        """``name`` (.csv) with its provenance (and ``more``) beside it."""
-        return self.save(name, lambda temporary: table.to_csv(temporary, index=False), **more)
+        """``name`` (.csv) with its provenance (and ``more``) beside it, its own SHA-256 included."""
+        content = table.to_csv(index=False).encode()
+        return self.save(
+            name, lambda path: path.write_bytes(content), **more, sha256=hashlib.sha256(content).hexdigest()
+        )
 
     def save_figure(self, figure: Figure, name: str) -> None:
         """figures/``name`` as PDF and PNG, with provenance."""
@@ -536,21 +579,87 @@ class Run:
         self.save(f"figures/{name}.pdf", lambda path: figure.savefig(path, metadata={"CreationDate": None}))
         self.save(f"figures/{name}.png", lambda path: figure.savefig(path, dpi=150))
 
-    def save_piece(self, table: pd.DataFrame, name: str, key: str) -> pd.DataFrame:
+    def pieces(
+        self, names: Sequence[str], job: Job, category: Category, make: Callable[[], Sequence[pd.DataFrame]]
+    ) -> list[pd.DataFrame]:
+        """The tables that ``make()`` gives for one job and category, as pieces of ``names``, made only if need be.
+
+        Pieces that an earlier run made from the very same detector, images, settings and code are kept, so a killed
+        study goes on where it was, and other seeds or categories add to it. Returns all of each of ``names``.
+        """
+        key, made_from = self.piece_key(job, category), self._piece_inputs(names[0], job, category)
+        paths = [self.path(f"pieces/{Path(name).stem}/{key}.csv") for name in names]
+        if all(self._vouched_for(path).get("made_from") == made_from for path in paths):
+            return [self._join_pieces(name) for name in names]
+        return [
+            self.save_piece(table, name, key, made_from=made_from) for name, table in zip(names, make(), strict=True)
+        ]
+
+    def _piece_inputs(self, name: str, job: Job, category: Category) -> str:
+        """Hash of everything that a job's rows of ``name`` depend on: not the notebook's prose, its figures, its cells
+        after the one that makes the piece, nor the code that draws; its parameters are hashed as they were given."""
+        cells = read_json(self.root / "notebooks" / f"{self.stage}.ipynb")["cells"]
+        code = [
+            "".join(cell["source"])
+            for cell in cells
+            if cell["cell_type"] == "code" and "parameters" not in cell["metadata"].get("tags", [])
+        ]
+        makers = [i for i, source in enumerate(code) if "run.pieces(" in source and f'"{name}"' in source]
+        code = [source for source in code[: (makers or [len(code)])[-1] + 1] if "run.save_figure(" not in source]
+        modules = [path.stem for path in sorted(Path(__file__).parent.glob("*.py"))]
+        parts = [
+            self.settings.model_dump_json(),
+            json.dumps(self.own, sort_keys=True),
+            str(package_versions()),
+            category_hash(category),
+            file_sha256(self.detector_folder(job) / "detector.json"),
+            _code_hash(*(module for module in modules if module not in ("plots", "__main__", "__init__"))),
+            *code,
+        ]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def save_piece(self, table: pd.DataFrame, name: str, key: str, **more: Any) -> pd.DataFrame:
         """Keep ``table`` as the piece ``key`` of ``name`` (.csv), and rebuild ``name`` from all the pieces there are.
 
         A run of other categories or seeds adds to what is there; a piece is whole or absent, so a killed run loses at
         most the one it was computing. Returns all of ``name``.
         """
-        folder = f"pieces/{Path(name).stem}"
-        self.save_table(table, f"{folder}/{key}.csv")
-        # A name that starts with a dot is what a killed write left behind.
-        paths = [path for path in sorted(self.path(folder).glob("*.csv")) if not path.name.startswith(".")]
-        table = pd.concat([pd.read_csv(path, dtype={"category": str}) for path in paths], ignore_index=True)
+        self.save_table(table, f"pieces/{Path(name).stem}/{key}.csv", **more)
+        return self._join_pieces(name)
+
+    def _join_pieces(self, name: str) -> pd.DataFrame:
+        tables, pieces = [], {}
         kept = ("commit", "dirty", "seeds", "dataset", "data_sha256", "created")
-        pieces = {path.stem: {k: read_json(path.with_suffix(".json")).get(k) for k in kept} for path in paths}
+        for path in sorted(self.path(f"pieces/{Path(name).stem}").glob("*.csv")):
+            if provenance := self._vouched_for(path):
+                tables.append(pd.read_csv(path, dtype={"category": str}))
+                pieces[path.stem] = {key: provenance.get(key) for key in kept}
+        table = pd.concat(tables, ignore_index=True)
         self.save_table(table, name, pieces=pieces)
         return table
+
+    @staticmethod
+    def _vouched_for(path: Path) -> dict[str, Any]:
+        """The provenance of a file of ours; {} if a killed write left the two apart, or it is no file of ours."""
+        try:
+            provenance = read_json(path.with_suffix(".json"))
+            # Files of an earlier version carry no hash: their provenance, written after them, has to do.
+            return provenance if provenance.get("sha256") in (None, file_sha256(path)) else {}
+        except (StorageError, AttributeError, OSError):
+            return {}
+
+    def save_claims(self, rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+        """Add this notebook's verdicts on these data to claims.csv, replacing its earlier ones; returns all of it.
+
+        Each row has claim (the letter in the README), statement, evidence, verdict (one of VERDICTS), interval and n.
+        Raises ValueError for another verdict.
+        """
+        for row in rows:
+            if row["verdict"] not in VERDICTS:
+                raise ValueError(f"unknown verdict {row['verdict']!r}; known: {', '.join(VERDICTS)}")
+        head = {"dataset": self.dataset, "notebook": self.stage}
+        table = pd.DataFrame([{name: ({**row, **head})[name] for name in CLAIM_COLUMNS} for row in rows])
+        return self.save_piece(table, "claims.csv", f"{self.dataset}_{self.stage}")
 
     def piece_key(self, job: Job, category: Category | None = None) -> str:
         """The name of a job's piece, or of one of its categories': dataset, category, unified or not, seed."""

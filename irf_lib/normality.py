@@ -1,0 +1,310 @@
+"""Is the field Gaussian? Effect sizes first, tests second, verdicts by limits that are written down before looking.
+
+Computing (:func:`marginal_effects`, :func:`norm_effects`, :func:`radial_autocorrelation`, :func:`qq_curve`,
+:func:`one_location_tests`), judging (:func:`judge`) and drawing (plots.py) are apart. Fields are (N, C, s, s); the unit
+of analysis is the image: pixels of one image depend on each other, so a p-value over pixels rejects true Gaussian
+fields, and every interval here resamples images. An *effect* is a (value, low, high) triple, 95 % bootstrap.
+
+With z the pooled values, Q their quantile function, Phi that of N(0, 1), and rho = corr(Q(U), Phi^-1(U)) the
+probability-plot correlation (Filliben 1975), the Wasserstein-2 distance to N(0, 1) takes apart into location, scale and
+shape:   W2^2 = int (Q - Phi^-1)^2 = mean^2 + (sd - 1)^2 + 2 sd (1 - rho).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import special, stats
+
+from .resampling import N_RESAMPLES, bootstrap_counts, percentile_interval, simultaneous_band
+
+Effect = tuple[float, float, float]
+
+# What still counts as Gaussian, for every reading alike: (neutral value, largest deviation from it). Conventions, set
+# before any field was looked at; a reader who thinks otherwise changes them here and reads the same effect sizes.
+LIMITS: dict[str, tuple[float, float]] = {
+    "mean": (0.0, 0.05),
+    "sd": (1.0, 0.1),
+    "skew": (0.0, 0.2),
+    "excess_kurtosis": (0.0, 0.5),
+    "w2": (0.0, 0.15),
+    "norm_mean": (1.0, 0.1),
+    "norm_dispersion": (1.0, 0.5),
+    "autocorrelation": (0.0, 0.1),
+}
+SIGNATURES = {
+    "mean": "shifted",
+    "sd": "wrong scale",
+    "skew": "skewed",
+    "excess_kurtosis": "heavy tails",
+    "w2": "far from N(0, 1)",
+    "norm_mean": "norms off",
+    "norm_dispersion": "uneven norms",
+    "autocorrelation": "not white",
+}
+
+# Bin edges as probabilities: logistic spacing, so that tails down to 1e-7 are resolved as finely as the middle.
+_EDGES = special.expit(np.linspace(-16, 16, 801))
+
+
+# --- compute: marginals --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """Per-image sums from which every marginal effect of every resample follows by one matrix product."""
+
+    n_values: int  # an image
+    powers: np.ndarray  # (N, 4): sums of z, z^2, z^3, z^4
+    beyond: np.ndarray  # (N, 2): how many |z| > 3, |z| > 4
+    counts: np.ndarray  # (N, bins): a histogram whose bins are quantiles of the pooled values
+    centres: np.ndarray  # (bins,): mean of the pooled values in each bin
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> _Pool:
+        pooled = np.sort(values, axis=None)
+        edges = np.unique(pooled[np.round(_EDGES[1:-1] * (pooled.size - 1)).astype(int)])
+        bins = np.searchsorted(edges, values, side="right")  # (N, K) in 0..len(edges)
+        counts = np.stack([np.bincount(row, minlength=len(edges) + 1) for row in bins])
+        sums = np.bincount(bins.ravel(), weights=values.ravel(), minlength=len(edges) + 1)
+        return cls(
+            values.shape[1],
+            np.stack([(values**k).sum(axis=1) for k in (1, 2, 3, 4)], axis=1),
+            np.stack([(np.abs(values) > k).sum(axis=1) for k in (3, 4)], axis=1),
+            counts,
+            sums / np.maximum(counts.sum(axis=0), 1),
+        )
+
+    def effects(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """Every effect for each row of ``weights`` (R, N), rows summing to 1: name -> (R,)."""
+        m1, m2, m3, m4 = (weights @ self.powers / self.n_values).T
+        variance = m2 - m1**2
+        sd = np.sqrt(variance)
+        share = weights @ self.counts / self.n_values  # (R, bins), summing to 1
+        edge = stats.norm.pdf(stats.norm.ppf(np.clip(np.cumsum(share, axis=1), 0, 1)))
+        # int over a bin of Phi^-1(p) dp = pdf(lower edge) - pdf(upper edge), in z
+        normal = -np.diff(edge, axis=1, prepend=0.0)
+        cross = (self.centres * normal).sum(axis=1)  # E[Q(U) Phi^-1(U)]
+        tails = (weights @ self.beyond / self.n_values).T / (2 * stats.norm.sf([[3.0], [4.0]]))
+        return {
+            "mean": m1,
+            "sd": sd,
+            "skew": (m3 - 3 * m1 * m2 + 2 * m1**3) / sd**3,
+            "excess_kurtosis": (m4 - 4 * m1 * m3 + 6 * m1**2 * m2 - 3 * m1**4) / variance**2 - 3,
+            "ppcc": np.minimum(cross / sd, 1.0),
+            "w2": np.sqrt(np.maximum(m2 + 1 - 2 * cross, 0.0)),
+            "tail3": tails[0],
+            "tail4": tails[1],
+        }
+
+
+def marginal_effects(values: np.ndarray, seed: int, n_resamples: int = N_RESAMPLES) -> dict[str, Effect]:
+    """How far the values of N images, (N, K), pooled, are from N(0, 1): name -> (value, low, high).
+
+    ``mean``, ``sd``, ``skew``, ``excess_kurtosis``; ``ppcc``: probability-plot correlation, 1 for any Gaussian; ``w2``:
+    Wasserstein-2 distance to N(0, 1), in standard deviations; ``tail3``, ``tail4``: how many times more values lie
+    beyond 3 and 4 than under N(0, 1). Raises ValueError for fewer than 2 images, or values that are constant or not
+    finite.
+    """
+    values = np.asarray(values, dtype=np.float64).reshape(len(values), -1)
+    if len(values) < 2:
+        raise ValueError(f"an interval over images needs at least 2 of them, got {len(values)}")
+    if not np.isfinite(values).all() or values.min() == values.max():
+        raise ValueError("the values are constant or not finite: there is no distribution to compare")
+    pool = _Pool.of(values)
+    point = pool.effects(np.full((1, len(values)), 1 / len(values)))
+    counts = bootstrap_counts(len(values), n_resamples, np.random.default_rng(seed))
+    return _with_intervals(point, pool.effects(counts / len(values)))
+
+
+def _with_intervals(point: Mapping[str, np.ndarray], draws: Mapping[str, np.ndarray]) -> dict[str, Effect]:
+    intervals = {name: percentile_interval(draws[name]) for name in point}
+    return {name: (float(point[name][0]), *map(float, intervals[name])) for name in point}
+
+
+# --- compute: joint normality and whiteness ------------------------------------------------------------------------
+
+
+def squared_norms(fields: np.ndarray) -> np.ndarray:
+    """|z|^2 of the C-vector at each location, (N, C, s, s) -> (N, s s): chi-square with C degrees under N(0, I)."""
+    return np.square(fields, dtype=np.float64).sum(axis=1).reshape(len(fields), -1)
+
+
+def norm_effects(squared: np.ndarray, dof: int, seed: int, n_resamples: int = N_RESAMPLES) -> dict[str, Effect]:
+    """Squared norms (N, L) against chi-square(``dof``): ``norm_mean`` = mean / dof and ``norm_dispersion`` =
+    sd / sqrt(2 dof), both 1 for a joint Gaussian; a dispersion far above 1 says that some places are noisier than
+    others, which no Gaussian of single locations can express."""
+    sums = np.stack([squared.mean(axis=1), np.square(squared).mean(axis=1)], axis=1)  # (N, 2)
+
+    def effects(weights: np.ndarray) -> dict[str, np.ndarray]:
+        first, second = (weights @ sums).T
+        sd = np.sqrt(np.maximum(second - first**2, 0.0))
+        return {"norm_mean": first / dof, "norm_dispersion": sd / np.sqrt(2 * dof)}
+
+    counts = bootstrap_counts(len(squared), n_resamples, np.random.default_rng(seed))
+    return _with_intervals(effects(np.full((1, len(squared)), 1 / len(squared))), effects(counts / len(squared)))
+
+
+def radial_autocorrelation(fields: np.ndarray, max_lag: int) -> np.ndarray:
+    """Correlation of values ``lag`` locations apart, around zero, averaged over directions and channels.
+
+    (N, C, s, s) -> (N, max_lag + 1); 1 at lag 0, and 0 at all others for a white field. By FFT with zero padding, so
+    that nothing wraps around; lags are distances rounded to whole locations. Raises ValueError if max_lag >= s.
+    """
+    n, _, height, width = fields.shape
+    if not 0 < max_lag < min(height, width):
+        raise ValueError(f"max_lag must be in 1..{min(height, width) - 1} for maps of {height} x {width}")
+    shape = (2 * height, 2 * width)
+    power = np.square(np.abs(np.fft.rfft2(fields, shape))).mean(axis=1)  # (N, 2h, w + 1)
+    products = np.fft.irfft2(power, shape)  # sums over pairs, by displacement
+    pairs = np.fft.irfft2(np.square(np.abs(np.fft.rfft2(np.ones((height, width)), shape))), shape)  # how many pairs
+    dy, dx = (np.minimum(np.arange(size), size - np.arange(size)) for size in shape)
+    distance = np.round(np.hypot(dy[:, None], dx[None, :])).astype(int)
+    sums = np.stack([products[:, distance == lag].sum(axis=1) for lag in range(max_lag + 1)], axis=1)
+    covariance = sums / np.array([pairs[distance == lag].sum() for lag in range(max_lag + 1)])
+    return covariance / covariance[:, :1].mean()
+
+
+# --- compute: Q-Q curves -------------------------------------------------------------------------------------------
+
+
+def qq_curve(
+    values: np.ndarray, reference: stats.rv_continuous, seed: int, n_points: int = 99, n_draws: int = 400
+) -> pd.DataFrame:
+    """Quantiles of pooled ``values`` (N, K) against ``reference`` (a frozen scipy distribution), with two bands.
+
+    Columns: probability, expected (reference quantile), observed, low, high (a simultaneous 95 % band around the
+    observed curve: bootstrap over images), null_low, null_high (a simultaneous 95 % band in which the whole curve of
+    as many *independent* draws from the reference would lie). The null band is simulated exactly: uniform order
+    statistics are ratios of gamma sums, so nothing of size N K is drawn.
+    """
+    values = np.asarray(values, dtype=np.float64).reshape(len(values), -1)
+    rng = np.random.default_rng(seed)
+    # Evenly spaced in z rather than in probability, out to where a tail still holds about ten values.
+    reach = min(4.0, float(stats.norm.isf(min(0.4, 10 / values.size))))
+    probability = stats.norm.cdf(np.linspace(-reach, reach, n_points))
+    pooled, owner = np.sort(values, axis=None), np.argsort(values, axis=None) // values.shape[1]
+    counts = bootstrap_counts(len(values), n_draws, rng)
+    draws = np.stack([_weighted_quantiles(pooled, row[owner], probability) for row in counts])
+    low, high = simultaneous_band(draws)
+    rank = np.clip(np.round(probability * values.size).astype(int), 1, values.size)
+    steps = np.diff(np.concatenate([[0], rank, [values.size + 1]]))
+    gammas = np.cumsum(rng.standard_gamma(np.maximum(steps, 1e-12), (n_draws, len(steps))), axis=1)
+    null_low, null_high = simultaneous_band(reference.ppf(gammas[:, :-1] / gammas[:, -1:]))
+    return pd.DataFrame(
+        {
+            "probability": probability,
+            "expected": reference.ppf(probability),
+            "observed": pooled[rank - 1],
+            "low": low,
+            "high": high,
+            "null_low": null_low,
+            "null_high": null_high,
+        }
+    )
+
+
+def _weighted_quantiles(ordered: np.ndarray, weights: np.ndarray, probability: np.ndarray) -> np.ndarray:
+    total = np.cumsum(weights)
+    return ordered[np.minimum(np.searchsorted(total, probability * total[-1]), len(ordered) - 1)]
+
+
+# --- compute: tests, on one location an image ----------------------------------------------------------------------
+
+
+def one_location_tests(fields: np.ndarray, seed: int, n_monte_carlo: int = 999) -> dict[str, float]:
+    """p-values from one location of each image, so that the N values tested are independent.
+
+    ``ks_standard``: Kolmogorov-Smirnov of one channel against the fully specified N(0, 1); ``ad_fitted``:
+    Anderson-Darling of the same values against a normal with *fitted* mean and sd, by Monte Carlo (with fitted
+    parameters the tabled p-values do not hold); ``ks_norm``: Kolmogorov-Smirnov of |z|^2 against chi-square(C).
+    Location and channel are drawn for each image from ``seed``. With N of some 25, only large deviations are found.
+    """
+    n, channels, height, width = fields.shape
+    rng = np.random.default_rng(seed)
+    i, location = np.arange(n), rng.integers(height * width, size=n)
+    vectors = fields.reshape(n, channels, -1)[i, :, location].astype(np.float64)  # (N, C)
+    one = vectors[i, rng.integers(channels, size=n)]
+    fitted = stats.goodness_of_fit(stats.norm, one, statistic="ad", n_mc_samples=n_monte_carlo, rng=rng)
+    return {
+        "ks_standard": float(stats.kstest(one, stats.norm.cdf).pvalue),
+        "ad_fitted": float(fitted.pvalue),
+        "ks_norm": float(stats.kstest(np.square(vectors).sum(axis=1), stats.chi2(channels).cdf).pvalue),
+    }
+
+
+# --- judge ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """``verdict``: 'Gaussian' if every interval lies inside its limit, 'not Gaussian' if some interval lies outside,
+    'undecided' otherwise. ``signatures``: what is wrong, in words, for the effects whose interval lies outside."""
+
+    verdict: str
+    signatures: tuple[str, ...]
+
+
+def judge(effects: Mapping[str, Effect], limits: Mapping[str, tuple[float, float]] = LIMITS) -> Judgement:
+    """Hold ``effects`` against ``limits``; effects without a limit (ppcc, tails) are shown but not judged.
+
+    Raises ValueError if none of the effects has a limit.
+    """
+    judged = {name: effect for name, effect in effects.items() if name in limits}
+    if not judged:
+        raise ValueError(f"nothing to judge: none of {', '.join(effects)} has a limit")
+    outside, inside = [], []
+    for name, (_, low, high) in judged.items():
+        neutral, reach = limits[name]
+        outside.append(low > neutral + reach or high < neutral - reach)
+        inside.append(neutral - reach <= low and high <= neutral + reach)
+    signatures = tuple(SIGNATURES[name] for name, out in zip(judged, outside, strict=True) if out)
+    return Judgement("not Gaussian" if signatures else "Gaussian" if all(inside) else "undecided", signatures)
+
+
+def all_effects(fields: np.ndarray, seed: int, n_resamples: int = N_RESAMPLES) -> dict[str, Effect]:
+    """Every judged effect of fields (N, C, s, s) whose claimed law is N(0, I): marginal, joint and whiteness."""
+    lag1 = radial_autocorrelation(fields, 1)[:, 1]
+    counts = bootstrap_counts(len(fields), n_resamples, np.random.default_rng(seed))
+    low, high = percentile_interval(counts @ lag1 / len(fields))
+    return {
+        **marginal_effects(fields.reshape(len(fields), -1), seed, n_resamples),
+        **norm_effects(squared_norms(fields), fields.shape[1], seed, n_resamples),
+        "autocorrelation": (float(lag1.mean()), float(low), float(high)),
+    }
+
+
+def spoiled(fields: np.ndarray, kind: str, seed: int) -> np.ndarray:
+    """Fields with one thing wrong, for the negative controls: ``kind`` is a key of :data:`CONTROLS`."""
+    return CONTROLS[kind](np.asarray(fields, dtype=np.float64), np.random.default_rng(seed))
+
+
+def _correlated(fields: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    # Averages of four neighbours, brought back to unit variance: every marginal stays N(0, 1).
+    around = sum(np.roll(fields, shift, axis=(2, 3)) for shift in ((0, 0), (0, 1), (1, 0), (1, 1)))
+    return around / 2
+
+
+def _heavy(fields: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    # Student's t with 5 degrees, scaled to unit variance: a Gaussian whose scale changes from value to value.
+    return fields * np.sqrt(3 / rng.chisquare(5, fields.shape))
+
+
+CONTROLS = {
+    "none": lambda fields, rng: fields,
+    "shift 0.1": lambda fields, rng: fields + 0.1,
+    "scale 2": lambda fields, rng: 2 * fields,
+    "heavy tails": _heavy,
+    "correlated pixels": _correlated,
+}
+
+EXPECTED_SIGNATURES: dict[str, Sequence[str]] = {
+    "none": (),
+    "shift 0.1": ("shifted",),
+    "scale 2": ("wrong scale",),
+    "heavy tails": ("heavy tails",),
+    "correlated pixels": ("not white",),
+}
