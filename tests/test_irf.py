@@ -1,5 +1,7 @@
 """The field against diffusers, against algebra, and against the closed-form Gaussian oracle."""
 
+import math
+
 import pytest
 import torch
 from diffusers import DDIMInverseScheduler
@@ -148,3 +150,16 @@ def test_full_covariance_score_does_not_depend_on_t(gaussian_world, input):
         assert float(difference.std()) < 1e-6 * float(reference.std()), "equal up to a constant: log |S| moves with t"
     # The claim is not a tautology: under N(0, I) the same fields rank differently at different t.
     assert stats.spearmanr(score(1, StandardNormal), score(900, StandardNormal)).statistic < 0.9
+
+
+@pytest.mark.parametrize("t", [5, 200, 900])
+def test_under_the_standard_normal_t_is_a_ridge(gaussian_world, t):
+    """The N(0, I) score weighs eigendirection i by (1 - abar) / (abar s_i + 1 - abar)^2, that is (s_i + sigma^2)^-2."""
+    mu, cov, x0 = gaussian_world
+    s, basis = torch.linalg.eigh(cov)
+    own_axes = (x0[:50] - ABAR[t].sqrt() * mu) @ basis
+    weight = (1 - ABAR[t]) / (ABAR[t] * s + 1 - ABAR[t]) ** 2
+    field = irf.gaussian_optimal_eps(x0[:50], t, mu, cov, ABAR)[:, :, None, None]
+    score = StandardNormal().nll(field).flatten() - len(mu) * math.log(2 * math.pi) / 2
+    assert torch.allclose(score, 0.5 * (weight * own_axes**2).sum(dim=1))
+    assert torch.allclose(weight, irf.sigma(ABAR[t]) ** 2 / ABAR[t] / (s + irf.sigma(ABAR[t]) ** 2) ** 2)

@@ -8,7 +8,14 @@ import pytest
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-from irf_lib.metrics import METRICS, auroc_interval, evaluate, pixel_metrics, representative_examples
+from irf_lib.metrics import (
+    METRICS,
+    auroc_difference_interval,
+    auroc_interval,
+    evaluate,
+    pixel_metrics,
+    representative_examples,
+)
 
 
 def blobs(rng, n=6, size=24):
@@ -148,6 +155,19 @@ def test_auroc_interval():
     assert low < value < high and 3 * 0.03 < high - low < 5 * 0.055
     assert auroc_interval(scores, labels, seed=0) == (value, low, high)
     assert math.isnan(auroc_interval(scores, np.ones(100), seed=0)[0])
+
+
+def test_auroc_difference_interval_is_paired():
+    rng = np.random.default_rng(8)
+    labels = np.repeat([0, 1], [40, 60])
+    hard = rng.standard_normal(100)  # what makes an image hard for both
+    one, other = (hard + shift * labels + 0.1 * rng.standard_normal(100) for shift in (1.0, 0.8))
+    value, low, high = auroc_difference_interval(one, other, labels, seed=0)
+    assert value == pytest.approx(roc_auc_score(labels, one) - roc_auc_score(labels, other))
+    _, one_low, one_high = auroc_interval(one, labels, seed=0)
+    assert low < value < high and high - low < 0.5 * (one_high - one_low), "what both share cancels"
+    assert auroc_difference_interval(one, one, labels, seed=0) == (0, 0, 0)
+    assert math.isnan(auroc_difference_interval(one, other, np.zeros(100), seed=0)[0])
 
 
 def test_memory_is_bounded():

@@ -9,7 +9,7 @@ from PIL import Image
 
 from irf_lib import runs
 from irf_lib.__main__ import main
-from irf_lib.runs import PRESETS, STAGES, Run, RunError
+from irf_lib.runs import CLAIM_COLUMNS, PRESETS, STAGES, Run, RunError
 
 
 @pytest.fixture
@@ -128,6 +128,13 @@ def test_code_that_is_edited_during_a_stage_did_not_make_it(tmp_path, monkeypatc
     assert json.loads(run.path("extra.json").read_text())["commit"] != "a later commit"
 
 
+def test_a_piece_without_its_provenance_is_no_piece(run):
+    for key in "ab":
+        run.save_piece(pd.DataFrame({"x": [key]}), "metrics.csv", key)
+    run.path("pieces/metrics/a.json").unlink()
+    assert run.save_piece(pd.DataFrame({"x": ["c"]}), "metrics.csv", "c").x.tolist() == ["b", "c"]
+
+
 def test_what_a_killed_write_left_is_no_piece(run):
     run.save_piece(pd.DataFrame({"x": [1]}), "metrics.csv", "a")
     run.path("pieces/metrics/.a-k1ll3d.csv").write_text("")
@@ -178,6 +185,54 @@ def test_a_detector_is_trained_once_and_not_trusted_for_other_data(tmp_path, mvt
         fresh.load_detector(fresh.jobs[0])
 
 
+def test_a_study_computes_a_piece_once(tmp_path, mvtec, monkeypatch):
+    changes = {
+        "steps": 2,
+        "width": 64,
+        "depth": 1,
+        "backbone": "rgb",
+        "image_size": 32,
+        "feature_size": 4,
+        "alpha": 0.5,
+    }
+    keywords = {"data": str(mvtec), "out": str(tmp_path / "out"), "settings": changes, "device": "cpu"}
+    run = Run.open("03_train", seeds=[0], **keywords)
+    job, made = run.jobs[0], []
+    run.fit_detector(job, progress=False)
+
+    def make(run=run, job=job):
+        def rows():
+            made.append(job.seed)
+            return [pd.DataFrame({"seed": [job.seed], "x": [len(made)]}), pd.DataFrame({"y": [0]})]
+
+        return run.pieces(("metrics.csv", "intervals.csv"), job, job.categories[0], rows)
+
+    assert [table.columns.tolist() for table in make()] == [["seed", "x"], ["y"]]
+    assert make()[0].x.tolist() == [1] and made == [0], "kept, not made again"
+    other = Run.open("03_train", seeds=[1], **keywords)
+    other.fit_detector(other.jobs[0], progress=False)
+    assert make(other, other.jobs[0])[0].x.tolist() == [1, 2] and made == [0, 1], "another seed adds to it"
+    piece = run.path(f"pieces/metrics/{run.piece_key(job, job.categories[0])}.csv")
+    piece.write_text("seed,x\n0,99\n")
+    assert make()[0].x.tolist() == [3, 2], "a file that is not what was written is made again"
+    monkeypatch.setattr(runs, "_code_hash", lambda *modules: "other code")
+    assert make()[0].x.tolist() == [4, 2]
+    monkeypatch.undo()
+    with_own = Run.open("03_train", {"grid": [1]}, seeds=[0], **keywords)
+    assert make(with_own)[0].x.tolist() == [5, 2], "a notebook's own parameters count"
+    (run.detector_folder(job) / "detector.json").write_text("{}")
+    assert make(with_own)[0].x.tolist() == [6, 2], "and so does the detector"
+
+
+def test_claims_have_one_of_four_verdicts(run):
+    row = {"claim": "e", "statement": "s", "evidence": "x", "verdict": "holds", "interval": "1 [1, 1]", "n": "1"}
+    claims = run.save_claims([row, row | {"claim": "f", "verdict": "not tested"}])
+    assert tuple(claims.columns) == CLAIM_COLUMNS and claims.notebook.tolist() == ["00_start_here"] * 2
+    assert run.save_claims([row]).claim.tolist() == ["e"], "a notebook's earlier verdicts are replaced"
+    with pytest.raises(ValueError, match="unknown verdict 'perhaps'; known: holds, holds under a stated condition"):
+        run.save_claims([row | {"verdict": "perhaps"}])
+
+
 def test_credit_names_the_licence(tmp_path, mvtec):
     run = Run.open("00_start_here", data=str(mvtec), out=str(tmp_path / "out"))
     assert "CC BY-NC-SA 4.0" in run.credit
@@ -193,7 +248,11 @@ def test_credit_names_the_licence(tmp_path, mvtec):
         (["run", "--set", "tt=3"], 2, "tt: Extra inputs are not permitted"),
         (["run", "--set", "t=soon"], 2, "t: Input should be a valid integer"),
         (["run", "--set", "t"], 2, "--set takes NAME=VALUE, got 't'"),
-        (["run", "-p", "imag=3"], 2, "no notebook has a parameter 'imag'; there are image, toy_seed, toy_steps"),
+        (
+            ["run", "-p", "imag=3"],
+            2,
+            "no notebook has a parameter 'imag'; there are dip_category, dip_seeds, grid, image, toy",
+        ),
         (["run", "-p", "image=first"], 2, "parameter image must be int, got 'first'"),
         (["run", "-p", "preset=quick"], 2, "preset has an option of its own"),
         (["run", "--only", "77"], 2, "no notebook '77'; there are 00_start_here"),

@@ -1,0 +1,144 @@
+"""The normality study passes true Gaussians and names what is wrong with others."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from irf_lib import normality
+
+
+@pytest.fixture(scope="module")
+def gaussian():
+    """True N(0, I) fields of 20 images."""
+    return np.random.default_rng(0).standard_normal((20, 16, 12, 12))
+
+
+@pytest.mark.parametrize("kind", normality.CONTROLS)
+def test_controls(gaussian, kind):
+    judged = normality.judge(normality.all_effects(normality.spoiled(gaussian, kind, seed=1), seed=0))
+    expected = normality.EXPECTED_SIGNATURES[kind]
+    assert judged.verdict == ("not Gaussian" if expected else "Gaussian")
+    assert set(expected) <= set(judged.signatures) and bool(expected) == bool(judged.signatures)
+
+
+def test_one_spoiled_thing_has_one_signature(gaussian):
+    for kind in ("shift 0.1", "correlated pixels"):
+        effects = normality.all_effects(normality.spoiled(gaussian, kind, seed=1), seed=0)
+        assert normality.judge(effects).signatures == tuple(normality.EXPECTED_SIGNATURES[kind])
+
+
+def test_defect_like_regions_fail():
+    """Vectors as a defect gives them: a common offset of several standard deviations in some channels."""
+    rng = np.random.default_rng(1)
+    vectors = rng.standard_normal((30, 64))
+    vectors[:, :20] += 4 * rng.choice([-1, 1], (30, 1))
+    effects = normality.marginal_effects(vectors, seed=0)
+    effects |= normality.norm_effects(normality.squared_norms(vectors[:, :, None, None]), 64, seed=0)
+    assert {"wrong scale", "norms off"} <= set(normality.judge(effects).signatures)
+
+
+@pytest.mark.parametrize("values", [lambda rng: rng.standard_normal, lambda rng: rng.standard_exponential])
+def test_effects_equal_their_definitions(values):
+    sample = 1.3 * values(np.random.default_rng(2))((8, 4000)) - 0.2
+    found = {name: value for name, (value, _, _) in normality.marginal_effects(sample, seed=0).items()}
+    ordered = np.sort(sample, axis=None)
+    normal = stats.norm.ppf((np.arange(ordered.size) + 0.5) / ordered.size)
+    assert found["mean"] == pytest.approx(sample.mean()) and found["sd"] == pytest.approx(sample.std())
+    assert found["skew"] == pytest.approx(stats.skew(ordered), abs=1e-9)
+    assert found["excess_kurtosis"] == pytest.approx(stats.kurtosis(ordered), abs=1e-9)
+    assert found["w2"] == pytest.approx(np.sqrt(np.mean((ordered - normal) ** 2)), abs=0.01)
+    assert found["ppcc"] == pytest.approx(np.corrcoef(ordered, normal)[0, 1], abs=1e-3)
+    assert found["tail3"] == pytest.approx((abs(ordered) > 3).mean() / (2 * stats.norm.sf(3)))
+    parts = found["mean"] ** 2 + (found["sd"] - 1) ** 2 + 2 * found["sd"] * (1 - found["ppcc"])
+    assert found["w2"] ** 2 == pytest.approx(parts, abs=1e-6), "location, scale and shape"
+
+
+def test_intervals_are_over_images_not_over_values():
+    """Images that differ in their mean: the interval is as wide as 15 images make it, however many values they have."""
+    rng = np.random.default_rng(3)
+    images = rng.standard_normal((15, 1)) + 0.01 * rng.standard_normal((15, 2000))
+    _, low, high = normality.marginal_effects(images, seed=0)["mean"]
+    assert high - low == pytest.approx(2 * 1.96 * images.mean(axis=1).std() / np.sqrt(15), rel=0.2)
+
+
+@pytest.mark.parametrize("bad", [np.zeros((3, 4)), np.full((3, 4), np.nan), np.ones((1, 4))])
+def test_what_has_no_distribution_is_refused(bad):
+    with pytest.raises(ValueError, match="constant or not finite|at least 2"):
+        normality.marginal_effects(bad, seed=0)
+
+
+def test_squared_norms_follow_chi_square(gaussian):
+    squared = normality.squared_norms(gaussian)
+    assert squared.shape == (20, 144) and stats.kstest(squared[:, 0], stats.chi2(16).cdf).pvalue > 0.001
+    effects = normality.norm_effects(squared, 16, seed=0)
+    assert effects["norm_mean"][0] == pytest.approx(1, abs=0.05)
+    assert effects["norm_dispersion"][0] == pytest.approx(1, abs=0.1)
+
+
+def test_uneven_norms_are_seen_although_every_marginal_is_narrow():
+    scale = np.where(np.arange(144).reshape(12, 12) % 2, 0.6, 1.28)  # mean square 1
+    fields = np.random.default_rng(4).standard_normal((20, 64, 12, 12)) * scale
+    effects = normality.all_effects(fields, seed=0)
+    assert "uneven norms" in normality.judge(effects).signatures and abs(effects["sd"][0] - 1) < 0.02
+
+
+def test_radial_autocorrelation(gaussian):
+    white = normality.radial_autocorrelation(gaussian, 5)
+    assert white.shape == (20, 6)
+    assert white[:, 0].mean() == pytest.approx(1) and np.abs(white[:, 1:].mean(axis=0)).max() < 0.02
+    # Averages of 2 x 2: 1/2 to the four neighbours, 1/4 to the diagonal ones, which round to distance 1 as well.
+    blurred = normality.radial_autocorrelation(normality.spoiled(gaussian, "correlated pixels", 0), 5)
+    assert blurred[:, 1].mean() == pytest.approx(0.375, abs=0.03)
+    # No wrap-around: a ramp's two ends are unlike each other.
+    ramp = np.linspace(-1, 1, 12)[None, None, None, :] * np.ones((2, 1, 12, 1))
+    assert normality.radial_autocorrelation(ramp, 11)[:, 11].max() < 0
+    with pytest.raises(ValueError, match="max_lag"):
+        normality.radial_autocorrelation(gaussian, 12)
+
+
+def test_qq_bands(gaussian):
+    values = gaussian.reshape(20, -1)
+    curve = normality.qq_curve(values, stats.norm, seed=0)
+    inside = (curve.observed >= curve.null_low) & (curve.observed <= curve.null_high)
+    assert inside.all() and (curve.low <= curve.observed).all() and (curve.observed <= curve.high).all()
+    heavy = normality.qq_curve(np.random.default_rng(5).standard_t(4, values.shape), stats.norm, seed=0)
+    assert heavy.observed.iloc[-1] > heavy.null_high.iloc[-1] and heavy.observed.iloc[0] < heavy.null_low.iloc[0]
+
+
+def test_the_null_band_holds_whole_curves():
+    held = []
+    for seed in range(60):
+        values = np.random.default_rng(seed).standard_normal((5, 200))
+        curve = normality.qq_curve(values, stats.norm, seed=0, n_points=31)
+        held.append(((curve.observed >= curve.null_low) & (curve.observed <= curve.null_high)).all())
+    assert np.mean(held) > 0.85
+
+
+def test_pixels_reject_a_true_gaussian_and_one_location_an_image_does_not():
+    """The trap: smooth fields, every value exactly N(0, 1). Tested pixel by pixel they look anything but Gaussian."""
+    pixels, locations = [], []
+    for seed in range(20):
+        smooth = np.random.default_rng(seed).standard_normal((24, 4, 1, 1)) * np.ones((1, 1, 8, 8))
+        pixels.append(stats.kstest(smooth.ravel(), stats.norm.cdf).pvalue)
+        locations.append(normality.one_location_tests(smooth, seed, n_monte_carlo=99))
+    assert np.mean(np.array(pixels) < 0.05) > 0.9
+    for name in ("ks_standard", "ad_fitted", "ks_norm"):
+        assert np.mean([one[name] < 0.05 for one in locations]) <= 0.2
+
+
+def test_one_location_tests_find_what_is_large(gaussian):
+    found = normality.one_location_tests(3 * gaussian, seed=0)
+    assert found["ks_norm"] < 1e-6 and found["ad_fitted"] > 0.01, "a fitted test does not mind the scale"
+    shifted = normality.one_location_tests(gaussian + 2, seed=0)
+    assert shifted["ks_standard"] < 1e-6
+
+
+def test_judge():
+    assert normality.judge({"mean": (0.0, -0.01, 0.01)}).verdict == "Gaussian"
+    assert normality.judge({"mean": (0.0, -0.2, 0.2)}).verdict == "undecided"
+    assert normality.judge({"mean": (0.2, 0.1, 0.3), "ppcc": (0.1, 0.1, 0.1)}) == normality.Judgement(
+        "not Gaussian", ("shifted",)
+    )
+    with pytest.raises(ValueError, match="none of ppcc has a limit"):
+        normality.judge({"ppcc": (1.0, 1.0, 1.0)})
+    assert set(normality.LIMITS) == set(normality.SIGNATURES)
