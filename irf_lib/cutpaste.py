@@ -1,8 +1,8 @@
 """CutPaste (Li et al. 2021, arXiv 2104.04015): defects made from good images, for choices that must not see a label.
 
 A rectangle of the image is pasted somewhere else in it, a little lighter or darker: either a patch of 1 to 4 % of the
-image, or a turned scar of 2 to 16 by 10 to 25 pixels in 256, as in the paper. They are no model of real defects: they
-only tell settings apart by whether a local irregularity shows.
+image (smaller than the paper's, to be harder), or a turned scar of 2 to 16 by 10 to 25 pixels in 256, as in the paper.
+They are no model of real defects: they only tell settings apart by whether a local irregularity shows.
 """
 
 from __future__ import annotations

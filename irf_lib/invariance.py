@@ -47,7 +47,8 @@ def relative_change(gram: np.ndarray) -> np.ndarray:
 def spearman_matrix(scores: np.ndarray, seed: int, n_resamples: int = 500) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rank correlation of image scores between timesteps: (value, low, high), each (T, T); scores (T, N), N >= 3.
 
-    95 % bootstrap over images; every resample is ranked anew, and one in which all scores tie is left out.
+    95 % bootstrap over images; every resample is ranked anew, and one in which all scores tie is left out (NaN ends
+    if all do).
     Raises ValueError for fewer images.
     """
     scores = np.asarray(scores, dtype=np.float64)
@@ -57,7 +58,8 @@ def spearman_matrix(scores: np.ndarray, seed: int, n_resamples: int = 500) -> tu
     counts = bootstrap_counts(n, n_resamples, np.random.default_rng(seed))
     index = np.stack([np.repeat(np.arange(n), row) for row in counts])  # (R, n)
     draws = _rank_correlation(np.moveaxis(scores[:, index], 1, 0))  # (R, T, T)
-    low, high = percentile_interval(draws[~np.isnan(draws).any(axis=(1, 2))])
+    draws = draws[~np.isnan(draws).any(axis=(1, 2))]
+    low, high = percentile_interval(draws) if len(draws) else np.full((2, *draws.shape[1:]), np.nan)
     return _rank_correlation(scores[None])[0], low, high
 
 
@@ -83,20 +85,16 @@ def overlap_coefficient(good: np.ndarray, anomalous: np.ndarray) -> float:
     """The area that the densities of two samples of scores share, in [0, 1]: 1 - max over thresholds |F_g - F_a|.
 
     Equal to the integral of min(f_g, f_a) where the two densities cross once (and never less than it), it needs no
-    bandwidth and no strictly increasing change of the scores moves it. 1 minus the Kolmogorov-Smirnov distance, so
-    small samples make it too small: two samples of 30 from one distribution give about 0.78, not 1.
+    bandwidth and no strictly increasing change of the scores moves it. Being 1 minus a maximum it is too small on
+    average, and a bootstrap of it smaller still: a description, without an interval. See :func:`binormal_overlap`.
     """
     return 1 - float(stats.ks_2samp(good, anomalous).statistic)
 
 
-def overlap_interval(
-    good: np.ndarray, anomalous: np.ndarray, seed: int, n_resamples: int = 500
-) -> tuple[float, float, float]:
-    """(overlap, low, high), 95 % bootstrap over images, good and anomalous ones drawn apart."""
-    rng = np.random.default_rng(seed)
-    draws = [
-        overlap_coefficient(rng.choice(good, len(good)), rng.choice(anomalous, len(anomalous)))
-        for _ in range(n_resamples)
-    ]
-    low, high = percentile_interval(np.array(draws))
-    return overlap_coefficient(good, anomalous), float(low), float(high)
+def binormal_overlap(auroc: float | np.ndarray) -> np.ndarray:
+    """The overlap of two normal densities of equal variance that have this AUROC: 2 Phi(-Phi^-1(AUROC) / sqrt 2).
+
+    A decreasing function of the AUROC, so an interval of the one is an interval of the other, with its coverage; the
+    model (binormal, equal variance; Hanley & McNeil 1982) is an assumption. 1 at AUROC 0.5 and below.
+    """
+    return 2 * stats.norm.cdf(-stats.norm.ppf(np.clip(auroc, 0.5, 1.0)) / np.sqrt(2))

@@ -86,6 +86,8 @@ def auroc_interval(
     """AUROC with a percentile bootstrap interval over images: (value, low, high).
 
     Good and anomalous images are drawn apart, so that every resample has both. NaN three times where one is missing.
+    Where the two are separated perfectly no resample differs, and the interval has no width: that is no certainty.
+    Raises ValueError for scores that are not finite.
     """
     labels = np.asarray(labels).astype(bool)
     if labels.all() or not labels.any():
@@ -110,6 +112,7 @@ def auroc_difference_interval(
 def _wins(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     # AUROC is the mean over pairs of [anomalous > good] + [equal] / 2: one table of pairs serves every resample.
     scores = np.asarray(scores, dtype=np.float64)
+    _require_finite("image scores", scores)
     good, anomalous = scores[~labels], scores[labels]
     return (anomalous[:, None] > good) + 0.5 * (anomalous[:, None] == good)
 

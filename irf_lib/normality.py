@@ -35,15 +35,15 @@ LIMITS: dict[str, tuple[float, float]] = {
     "norm_dispersion": (1.0, 0.5),
     "autocorrelation": (0.0, 0.1),
 }
-SIGNATURES = {
-    "mean": "shifted",
-    "sd": "wrong scale",
-    "skew": "skewed",
-    "excess_kurtosis": "heavy tails",
-    "w2": "far from N(0, 1)",
-    "norm_mean": "norms off",
-    "norm_dispersion": "uneven norms",
-    "autocorrelation": "not white",
+SIGNATURES: dict[str, tuple[str, str]] = {  # where the whole interval lies below, and above
+    "mean": ("shifted down", "shifted up"),
+    "sd": ("too narrow", "too wide"),
+    "skew": ("skewed left", "skewed right"),
+    "excess_kurtosis": ("light tails", "heavy tails"),
+    "w2": ("", "far from N(0, 1)"),
+    "norm_mean": ("short vectors", "long vectors"),
+    "norm_dispersion": ("norms too even", "norms uneven"),
+    "autocorrelation": ("neighbours opposed", "not white"),
 }
 
 # Bin edges as probabilities: logistic spacing, so that tails down to 1e-7 are resolved as finely as the middle.
@@ -134,26 +134,40 @@ def squared_norms(fields: np.ndarray) -> np.ndarray:
 
 
 def norm_effects(squared: np.ndarray, dof: int, seed: int, n_resamples: int = N_RESAMPLES) -> dict[str, Effect]:
-    """Squared norms (N, L) against chi-square(``dof``): ``norm_mean`` = mean / dof and ``norm_dispersion`` =
-    sd / sqrt(2 dof), both 1 for a joint Gaussian; a dispersion far above 1 says that some places are noisier than
-    others, which no Gaussian of single locations can express."""
+    """Squared norms (N, L) against chi-square(``dof``): ``norm_mean`` = mean / dof, and ``norm_dispersion``, their
+    coefficient of variation over that of chi-square, (sd / mean) / sqrt(2 / dof), which no scale moves. Both are 1 for
+    N(0, I). A dispersion above 1 means correlated channels, or vectors that are long in some places or images and short
+    in others; in fitted coordinates, where channels are uncorrelated, only the second."""
     sums = np.stack([squared.mean(axis=1), np.square(squared).mean(axis=1)], axis=1)  # (N, 2)
 
     def effects(weights: np.ndarray) -> dict[str, np.ndarray]:
         first, second = (weights @ sums).T
         sd = np.sqrt(np.maximum(second - first**2, 0.0))
-        return {"norm_mean": first / dof, "norm_dispersion": sd / np.sqrt(2 * dof)}
+        return {"norm_mean": first / dof, "norm_dispersion": sd / first * np.sqrt(dof / 2)}
 
     counts = bootstrap_counts(len(squared), n_resamples, np.random.default_rng(seed))
     return _with_intervals(effects(np.full((1, len(squared)), 1 / len(squared))), effects(counts / len(squared)))
 
 
-def radial_autocorrelation(fields: np.ndarray, max_lag: int) -> np.ndarray:
-    """Correlation of values ``lag`` locations apart, around zero, averaged over directions and channels.
+def radial_autocorrelation(
+    fields: np.ndarray, max_lag: int, seed: int, n_resamples: int = N_RESAMPLES
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Correlation of values ``lag`` locations apart, around zero, averaged over directions, channels and images.
 
-    (N, C, s, s) -> (N, max_lag + 1); 1 at lag 0, and 0 at all others for a white field. By FFT with zero padding, so
-    that nothing wraps around; lags are distances rounded to whole locations. Raises ValueError if max_lag >= s.
+    (N, C, s, s) -> (value, low, high), each (max_lag + 1,); 1 at lag 0, and 0 at all others for a white field. The
+    bootstrap resamples covariances and variances together. Raises ValueError if max_lag >= s.
     """
+    covariance = radial_autocovariance(fields, max_lag)
+    counts = bootstrap_counts(len(covariance), n_resamples, np.random.default_rng(seed))
+    draws = counts @ covariance
+    low, high = percentile_interval(draws / draws[:, :1])
+    total = covariance.sum(axis=0)
+    return total / total[0], low, high
+
+
+def radial_autocovariance(fields: np.ndarray, max_lag: int) -> np.ndarray:
+    """Mean product of values ``lag`` locations apart in each image, (N, C, s, s) -> (N, max_lag + 1). By FFT with zero
+    padding, so that nothing wraps around; lags are distances rounded to whole locations."""
     n, _, height, width = fields.shape
     if not 0 < max_lag < min(height, width):
         raise ValueError(f"max_lag must be in 1..{min(height, width) - 1} for maps of {height} x {width}")
@@ -164,8 +178,7 @@ def radial_autocorrelation(fields: np.ndarray, max_lag: int) -> np.ndarray:
     dy, dx = (np.minimum(np.arange(size), size - np.arange(size)) for size in shape)
     distance = np.round(np.hypot(dy[:, None], dx[None, :])).astype(int)
     sums = np.stack([products[:, distance == lag].sum(axis=1) for lag in range(max_lag + 1)], axis=1)
-    covariance = sums / np.array([pairs[distance == lag].sum() for lag in range(max_lag + 1)])
-    return covariance / covariance[:, :1].mean()
+    return sums / np.array([pairs[distance == lag].sum() for lag in range(max_lag + 1)])
 
 
 # --- compute: Q-Q curves -------------------------------------------------------------------------------------------
@@ -256,24 +269,23 @@ def judge(effects: Mapping[str, Effect], limits: Mapping[str, tuple[float, float
     judged = {name: effect for name, effect in effects.items() if name in limits}
     if not judged:
         raise ValueError(f"nothing to judge: none of {', '.join(effects)} has a limit")
-    outside, inside = [], []
+    signatures, inside = [], []
     for name, (_, low, high) in judged.items():
         neutral, reach = limits[name]
-        outside.append(low > neutral + reach or high < neutral - reach)
+        below, above = high < neutral - reach, low > neutral + reach
+        signatures += [SIGNATURES[name][above]] if below or above else []
         inside.append(neutral - reach <= low and high <= neutral + reach)
-    signatures = tuple(SIGNATURES[name] for name, out in zip(judged, outside, strict=True) if out)
-    return Judgement("not Gaussian" if signatures else "Gaussian" if all(inside) else "undecided", signatures)
+    verdict = "not Gaussian" if signatures else "Gaussian" if all(inside) else "undecided"
+    return Judgement(verdict, tuple(signatures))
 
 
 def all_effects(fields: np.ndarray, seed: int, n_resamples: int = N_RESAMPLES) -> dict[str, Effect]:
     """Every judged effect of fields (N, C, s, s) whose claimed law is N(0, I): marginal, joint and whiteness."""
-    lag1 = radial_autocorrelation(fields, 1)[:, 1]
-    counts = bootstrap_counts(len(fields), n_resamples, np.random.default_rng(seed))
-    low, high = percentile_interval(counts @ lag1 / len(fields))
+    lag1 = tuple(float(one[1]) for one in radial_autocorrelation(fields, 1, seed, n_resamples))
     return {
         **marginal_effects(fields.reshape(len(fields), -1), seed, n_resamples),
         **norm_effects(squared_norms(fields), fields.shape[1], seed, n_resamples),
-        "autocorrelation": (float(lag1.mean()), float(low), float(high)),
+        "autocorrelation": lag1,
     }
 
 
@@ -303,8 +315,8 @@ CONTROLS = {
 
 EXPECTED_SIGNATURES: dict[str, Sequence[str]] = {
     "none": (),
-    "shift 0.1": ("shifted",),
-    "scale 2": ("wrong scale",),
+    "shift 0.1": ("shifted up",),
+    "scale 2": ("too wide", "long vectors"),
     "heavy tails": ("heavy tails",),
     "correlated pixels": ("not white",),
 }

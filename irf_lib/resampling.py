@@ -28,14 +28,14 @@ def mean_interval(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(mean, low, high) over the images of ``values`` (N, ...), each (...), with a 95 % percentile interval.
 
-    Raises ValueError for no images.
+    One image says nothing about others: its interval is NaN. Raises ValueError for no images.
     """
     values = np.asarray(values, dtype=np.float64)
     if len(values) == 0:
         raise ValueError("a bootstrap interval needs at least one image")
     counts = bootstrap_counts(len(values), n_resamples, np.random.default_rng(seed))
     draws = (counts @ values.reshape(len(values), -1)) / len(values)
-    low, high = percentile_interval(draws)
+    low, high = percentile_interval(draws) if len(values) > 1 else np.full((2, draws.shape[1]), np.nan)
     return values.mean(axis=0), low.reshape(values.shape[1:]), high.reshape(values.shape[1:])
 
 

@@ -17,6 +17,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -154,6 +155,7 @@ STAGES: dict[str, Stage] = {
             "normality_tests.csv",
             "normality_holm.csv",
             "normality_controls.csv",
+            "synthetic_controls.csv",
             "autocorrelation.csv",
             "qq.csv",
             "claims.csv",
@@ -179,7 +181,7 @@ METRIC_COLUMNS = (
 )  # fmt: skip
 
 VERDICTS = ("holds", "holds under a stated condition", "does not hold", "not tested")
-CLAIM_COLUMNS = ("claim", "statement", "evidence", "verdict", "interval", "n", "dataset", "notebook")
+CLAIM_COLUMNS = ("claim", "statement", "evidence", "verdict", "interval", "n", "dataset", "unified", "notebook")
 
 # The modules that a detector's weights, density and threshold depend on.
 WEIGHTS_CODE = ("detector", "diffusion", "irf", "scoring", "features", "feature_store", "datasets")
@@ -291,6 +293,8 @@ class Run:
     started: float = field(default_factory=time.monotonic)
     _written: list[Path] = field(default_factory=list)
     _key: str = ""
+    _code: str = ""
+    _cells: tuple[str, ...] = ()  # the notebook's code cells, without its parameters
     _git: tuple[str, bool] = ("unknown", False)
 
     # --- opening -------------------------------------------------------------------------------------------------
@@ -329,6 +333,9 @@ class Run:
             )
         # Taken now and not at the end: code that is edited while a notebook runs did not make its results.
         run._key, run._git = run._stage_key(), git_state(root)
+        modules = [path.stem for path in sorted(Path(__file__).parent.glob("*.py"))]
+        run._code = _code_hash(*(name for name in modules if name not in ("plots", "__main__", "__init__")))
+        run._cells = _code_cells(root / "notebooks" / f"{stage}.ipynb")
         return run
 
     def _bind_folder(self) -> None:
@@ -464,10 +471,22 @@ class Run:
             "code": _code_hash(*WEIGHTS_CODE),
         }
 
-    def normal_features(self, detector: OneStepDetector, job: Job) -> tuple[Tensor, Tensor]:
-        """Standardised features of the job's normal images: those it was fitted on, and those held out."""
+    def normal_features(
+        self, detector: OneStepDetector, job: Job, category: Category | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Standardised features of the job's normal images: those it was fitted on, and those held out (of one
+        ``category`` only, if given: a unified model holds out images of each)."""
         x0 = detector.features(job.train)
-        return x0[detector.fit_index], x0[detector.calibration_index]
+        return x0[detector.fit_index], x0[self._held_out(detector, job, category)]
+
+    @staticmethod
+    def _held_out(detector: OneStepDetector, job: Job, category: Category | None) -> list[int]:
+        return [i for i in detector.calibration_index if category is None or job.train[i] in set(category.train)]
+
+    def held_out_images(self, detector: OneStepDetector, job: Job, category: Category) -> np.ndarray:
+        """The held-out normal images of one category, (n, 3, H, W) in [0, 1]."""
+        paths = [job.train[i] for i in self._held_out(detector, job, category)]
+        return datasets.load_images(paths, self.settings.image_size)
 
     # --- results -------------------------------------------------------------------------------------------------
 
@@ -580,14 +599,21 @@ class Run:
         self.save(f"figures/{name}.png", lambda path: figure.savefig(path, dpi=150))
 
     def pieces(
-        self, names: Sequence[str], job: Job, category: Category, make: Callable[[], Sequence[pd.DataFrame]]
+        self,
+        names: Sequence[str],
+        job: Job,
+        category: Category,
+        make: Callable[[], Sequence[pd.DataFrame]],
+        depends: Any = None,
     ) -> list[pd.DataFrame]:
         """The tables that ``make()`` gives for one job and category, as pieces of ``names``, made only if need be.
 
         Pieces that an earlier run made from the very same detector, images, settings and code are kept, so a killed
-        study goes on where it was, and other seeds or categories add to it. Returns all of each of ``names``.
+        study goes on where it was, and other seeds or categories add to it. ``depends`` (anything JSON) is whatever
+        else the rows depend on, such as what was read from another table. Returns all of each of ``names``; the rows
+        of this run are :meth:`own_rows`. Raises RunError if the job has no detector.
         """
-        key, made_from = self.piece_key(job, category), self._piece_inputs(names[0], job, category)
+        key, made_from = self.piece_key(job, category), self._piece_inputs(names[0], job, category, depends)
         paths = [self.path(f"pieces/{Path(name).stem}/{key}.csv") for name in names]
         if all(self._vouched_for(path).get("made_from") == made_from for path in paths):
             return [self._join_pieces(name) for name in names]
@@ -595,28 +621,30 @@ class Run:
             self.save_piece(table, name, key, made_from=made_from) for name, table in zip(names, make(), strict=True)
         ]
 
-    def _piece_inputs(self, name: str, job: Job, category: Category) -> str:
+    def _piece_inputs(self, name: str, job: Job, category: Category, depends: Any) -> str:
         """Hash of everything that a job's rows of ``name`` depend on: not the notebook's prose, its figures, its cells
         after the one that makes the piece, nor the code that draws; its parameters are hashed as they were given."""
-        cells = read_json(self.root / "notebooks" / f"{self.stage}.ipynb")["cells"]
-        code = [
-            "".join(cell["source"])
-            for cell in cells
-            if cell["cell_type"] == "code" and "parameters" not in cell["metadata"].get("tags", [])
-        ]
-        makers = [i for i, source in enumerate(code) if "run.pieces(" in source and f'"{name}"' in source]
-        code = [source for source in code[: (makers or [len(code)])[-1] + 1] if "run.save_figure(" not in source]
-        modules = [path.stem for path in sorted(Path(__file__).parent.glob("*.py"))]
+        makers = [i for i, source in enumerate(self._cells) if "run.pieces(" in source and f'"{name}"' in source]
+        cells = self._cells[: makers[-1] + 1] if makers else self._cells
+        detector = self.detector_folder(job) / "detector.json"
+        if not detector.is_file():
+            raise RunError(f"{self.show(detector)} is missing: run 03_train for {job.label}")
         parts = [
             self.settings.model_dump_json(),
-            json.dumps(self.own, sort_keys=True),
+            json.dumps([self.own, depends], sort_keys=True),
             str(package_versions()),
             category_hash(category),
-            file_sha256(self.detector_folder(job) / "detector.json"),
-            _code_hash(*(module for module in modules if module not in ("plots", "__main__", "__init__"))),
-            *code,
+            file_sha256(detector),
+            self._code,
+            *(source for source in cells if "run.save_figure(" not in source),
         ]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def own_rows(self, table: pd.DataFrame) -> pd.DataFrame:
+        """The rows of this run's data set, categories, seeds and kind of model: tables grow beyond a single run."""
+        names = [category.name for category in self.categories]
+        mine = (table.dataset == self.dataset) & table.category.isin(names) & table.seed.isin(self.seeds)
+        return table[mine & (table.unified == self.unified)] if "unified" in table else table[mine]
 
     def save_piece(self, table: pd.DataFrame, name: str, key: str, **more: Any) -> pd.DataFrame:
         """Keep ``table`` as the piece ``key`` of ``name`` (.csv), and rebuild ``name`` from all the pieces there are.
@@ -657,9 +685,10 @@ class Run:
         for row in rows:
             if row["verdict"] not in VERDICTS:
                 raise ValueError(f"unknown verdict {row['verdict']!r}; known: {', '.join(VERDICTS)}")
-        head = {"dataset": self.dataset, "notebook": self.stage}
+        head = {"dataset": self.dataset, "unified": self.unified, "notebook": self.stage}
         table = pd.DataFrame([{name: ({**row, **head})[name] for name in CLAIM_COLUMNS} for row in rows])
-        return self.save_piece(table, "claims.csv", f"{self.dataset}_{self.stage}")
+        unified = "_unified" if self.unified else ""
+        return self.save_piece(table, "claims.csv", f"{self.dataset}{unified}_{self.stage}")
 
     def piece_key(self, job: Job, category: Category | None = None) -> str:
         """The name of a job's piece, or of one of its categories': dataset, category, unified or not, seed."""
@@ -713,9 +742,12 @@ class Run:
         for pattern in STAGES[self.stage].writes:
             if not any(self.folder.glob(pattern)):
                 raise RunError(f"{self.stage} should have written {pattern} under {self.show(self.folder)}")
-        files = sorted({path for path in self._written if path.is_file()})
-        for pattern in STAGES[self.stage].writes:
-            files += [path for path in sorted(self.folder.glob(pattern)) if path not in files]
+        files = {path for path in self._written if path.is_file()}
+        files |= {path for pattern in STAGES[self.stage].writes for path in self.folder.glob(pattern)}
+        # A table that several stages add to changes after this one is done; this one's own piece of it does not.
+        writers = Counter(pattern for stage in STAGES.values() for pattern in stage.writes)
+        common = [self.folder / pattern for pattern, n in writers.items() if n > 1]
+        files = sorted(files - {*common, *(path.with_suffix(".json") for path in common)})
         record = {
             "key": self._key,
             "seconds": round(time.monotonic() - self.started, 1),
@@ -748,8 +780,11 @@ class Run:
         """Whether the stage was finished with the very same inputs and all its files are still as it left them."""
         try:
             record = read_json(self._record_path)
-            return record["key"] == self._key and all(
-                file_sha256(self.folder / name) == digest for name, digest in record["files"].items()
+            there = all(any(self.folder.glob(pattern)) for pattern in STAGES[self.stage].writes)
+            return (
+                there
+                and record["key"] == self._key
+                and all(file_sha256(self.folder / name) == digest for name, digest in record["files"].items())
             )
         except (StorageError, KeyError, TypeError, AttributeError, OSError):
             return False
@@ -768,6 +803,14 @@ class Run:
         state = f"commit {commit[:10]}{' (with changes)' if dirty else ''}"
         print(f"{self.stage} | preset {self.parameters.preset} | {state} | seeds {list(self.seeds)}")
         print(f"{device_name(self.device)} | results in {self.show(self.folder)}")
+
+
+def _code_cells(notebook: Path) -> tuple[str, ...]:
+    """The sources of a notebook's code cells but its parameters; () where there is no such notebook."""
+    if not notebook.is_file():
+        return ()
+    code = [cell for cell in read_json(notebook)["cells"] if cell["cell_type"] == "code"]
+    return tuple("".join(c["source"]) for c in code if "parameters" not in c["metadata"].get("tags", []))
 
 
 def _code_hash(*modules: str) -> str:

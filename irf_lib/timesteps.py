@@ -157,7 +157,9 @@ def step_rows(detector: OneStepDetector, fit_x0: Tensor, test, stride: int = 100
 
     The field of every step is scored under a full covariance fitted on the training images' fields of the same step.
     """
-    path = list(range(detector.settings.t, len(detector.abar), stride))[:steps]
+    last = len(detector.abar) - 1
+    stride = max(1, min(stride, (last - detector.settings.t) // max(1, steps - 1)))  # a late t leaves little room
+    path = list(range(detector.settings.t, last + 1, stride))[:steps]
     pairs = zip(_path_fields(detector, fit_x0, path), _path_fields(detector, test.x0, path), strict=True)
     scores = [scores_of(detector, FullGaussian.fit(fit).nll(seen)) for fit, seen in pairs]
     rows = []
@@ -193,7 +195,8 @@ def choice_rows(
 
     ``gain``: how much lower the network's denoising loss is than the Gaussian optimum's. ``CutPaste AUROC``: how well
     the score tells cut-paste copies of the images ``held_out`` (N, 3, H, W) from the originals, whose standardised
-    features are ``held_out_x0``.
+    features are ``held_out_x0``. Its interval draws originals and copies as if they were unrelated images, which makes
+    it wider than it need be.
     """
     seed, optimum = detector.seed, gaussian_optimum(fit_x0, detector.device)
     ours, theirs = (
@@ -229,8 +232,9 @@ def curve_rows(
 ) -> list[Row]:
     """``denoiser`` in the place of the detector's, on ``data`` = (fit_x0, held_out_x0, test), features times ``scale``.
 
-    At every t: ``I-AUROC`` under a full covariance fitted on ``n_fit`` training images; ``loss / optimum``, held-out
-    denoising loss over the Gaussian optimum's; ``cosine`` of the test images' fields with those at the detector's t.
+    At every t: ``I-AUROC`` under a full covariance fitted on ``n_fit`` of the training images, evenly taken; ``loss /
+    optimum``, held-out denoising loss over the Gaussian optimum's; ``cosine`` of the test images' fields with those at
+    the detector's t.
     """
     other = copy.copy(detector)
     other.denoiser = denoiser
@@ -240,11 +244,12 @@ def curve_rows(
         denoising_loss(model, held_out_x0, list(ts), detector.seed, detector.device).numpy()
         for model in (denoiser, optimum)
     )
+    density_x0 = fit_x0[torch.linspace(0, len(fit_x0) - 1, min(n_fit, len(fit_x0))).round().long()]
     default = fields_at(other, scale * test.x0, detector.settings.t, how).numpy()
     rows = []
     for t, ratio in zip(ts, ours / theirs, strict=True):
         fields = fields_at(other, scale * test.x0, t, how)
-        nll = FullGaussian.fit(fields_at(other, fit_x0[:n_fit], t, how)).nll(fields)
+        nll = FullGaussian.fit(fields_at(other, density_x0, t, how)).nll(fields)
         cosine = invariance.cosine_similarity(invariance.field_gram([default, fields.numpy()]))[:, 0, 1]
         head = {"seed": test.seed, "network": name, "t": t}
         scores = scores_of(detector, nll)

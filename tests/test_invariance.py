@@ -42,6 +42,8 @@ def test_a_rank_correlation_survives_a_monotone_change_and_needs_three_images():
     score = np.random.default_rng(3).random(20)
     value, low, _ = invariance.spearman_matrix(np.stack([score, np.exp(9 * score), -score]), seed=0)
     assert value[0] == pytest.approx([1, 1, -1]) and low[0, 1] == pytest.approx(1)
+    _, low, high = invariance.spearman_matrix(np.stack([score, np.ones(20)]), seed=0)
+    assert np.isnan(low).all() and np.isnan(high).all(), "nothing to rank"
     with pytest.raises(ValueError, match="at least 3 images, got 2"):
         invariance.spearman_matrix(np.zeros((2, 2)), seed=0)
 
@@ -62,5 +64,6 @@ def test_overlap_coefficient():
     exact = 2 * stats.norm.cdf(-0.5)  # the area that N(0, 1) and N(1, 1) share
     assert invariance.overlap_coefficient(a, b) == pytest.approx(exact, abs=0.02)
     assert invariance.overlap_coefficient(a, b) == invariance.overlap_coefficient(np.exp(a), np.exp(b))
-    value, low, high = invariance.overlap_interval(a[:60], b[:60], seed=0)
-    assert low <= value <= high and high - low > 0.05
+    binormal = invariance.binormal_overlap(stats.norm.cdf(1 / np.sqrt(2)))  # their AUROC
+    assert binormal == pytest.approx(exact)
+    assert invariance.binormal_overlap(np.array([0.2, 0.5, 1.0])).tolist() == [1, 1, 0]

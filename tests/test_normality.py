@@ -27,6 +27,24 @@ def test_one_spoiled_thing_has_one_signature(gaussian):
         assert normality.judge(effects).signatures == tuple(normality.EXPECTED_SIGNATURES[kind])
 
 
+@pytest.mark.parametrize(
+    ("spoil", "signature"),
+    [
+        (lambda fields: fields - 0.1, "shifted down"),
+        (lambda fields: 0.5 * fields, "too narrow"),
+        (lambda fields: np.clip(fields, -1, 1) * 1.4, "light tails"),
+        (lambda fields: fields / np.linalg.norm(fields, axis=1, keepdims=True) * 4, "norms too even"),
+        (lambda fields: fields + 0.5 * (fields**2 - 1), "skewed right"),
+        (
+            lambda fields: fields * (-1.0) ** np.arange(12) * np.ones((12, 1)) + 2 * (-1.0) ** np.arange(12),
+            "neighbours opposed",
+        ),
+    ],
+)
+def test_a_signature_names_the_side(gaussian, spoil, signature):
+    assert signature in normality.judge(normality.all_effects(spoil(gaussian), seed=0)).signatures
+
+
 def test_defect_like_regions_fail():
     """Vectors as a defect gives them: a common offset of several standard deviations in some channels."""
     rng = np.random.default_rng(1)
@@ -34,7 +52,7 @@ def test_defect_like_regions_fail():
     vectors[:, :20] += 4 * rng.choice([-1, 1], (30, 1))
     effects = normality.marginal_effects(vectors, seed=0)
     effects |= normality.norm_effects(normality.squared_norms(vectors[:, :, None, None]), 64, seed=0)
-    assert {"wrong scale", "norms off"} <= set(normality.judge(effects).signatures)
+    assert {"too wide", "long vectors"} <= set(normality.judge(effects).signatures)
 
 
 @pytest.mark.parametrize("values", [lambda rng: rng.standard_normal, lambda rng: rng.standard_exponential])
@@ -49,8 +67,9 @@ def test_effects_equal_their_definitions(values):
     assert found["w2"] == pytest.approx(np.sqrt(np.mean((ordered - normal) ** 2)), abs=0.01)
     assert found["ppcc"] == pytest.approx(np.corrcoef(ordered, normal)[0, 1], abs=1e-3)
     assert found["tail3"] == pytest.approx((abs(ordered) > 3).mean() / (2 * stats.norm.sf(3)))
-    parts = found["mean"] ** 2 + (found["sd"] - 1) ** 2 + 2 * found["sd"] * (1 - found["ppcc"])
-    assert found["w2"] ** 2 == pytest.approx(parts, abs=1e-6), "location, scale and shape"
+    rho, sd = np.corrcoef(ordered, normal)[0, 1], ordered.std()
+    parts = ordered.mean() ** 2 + (sd - 1) ** 2 + 2 * sd * (1 - rho)
+    assert np.mean((ordered - normal) ** 2) == pytest.approx(parts, abs=0.01), "location, scale and shape"
 
 
 def test_intervals_are_over_images_not_over_values():
@@ -73,27 +92,36 @@ def test_squared_norms_follow_chi_square(gaussian):
     effects = normality.norm_effects(squared, 16, seed=0)
     assert effects["norm_mean"][0] == pytest.approx(1, abs=0.05)
     assert effects["norm_dispersion"][0] == pytest.approx(1, abs=0.1)
+    scaled = normality.norm_effects(9 * squared, 16, seed=0)
+    assert scaled["norm_dispersion"] == pytest.approx(effects["norm_dispersion"]), "no scale moves it"
+    alike = np.repeat(gaussian[:, :1], 16, axis=1)  # all channels the same: as correlated as can be
+    assert normality.norm_effects(normality.squared_norms(alike), 16, seed=0)["norm_dispersion"][0] > 3
 
 
 def test_uneven_norms_are_seen_although_every_marginal_is_narrow():
     scale = np.where(np.arange(144).reshape(12, 12) % 2, 0.6, 1.28)  # mean square 1
     fields = np.random.default_rng(4).standard_normal((20, 64, 12, 12)) * scale
     effects = normality.all_effects(fields, seed=0)
-    assert "uneven norms" in normality.judge(effects).signatures and abs(effects["sd"][0] - 1) < 0.02
+    assert "norms uneven" in normality.judge(effects).signatures and abs(effects["sd"][0] - 1) < 0.02
 
 
 def test_radial_autocorrelation(gaussian):
-    white = normality.radial_autocorrelation(gaussian, 5)
-    assert white.shape == (20, 6)
-    assert white[:, 0].mean() == pytest.approx(1) and np.abs(white[:, 1:].mean(axis=0)).max() < 0.02
+    white, low, high = normality.radial_autocorrelation(gaussian, 5, seed=0)
+    assert white.shape == low.shape == high.shape == (6,) and (white[0], low[0], high[0]) == pytest.approx((1, 1, 1))
+    assert np.abs(white[1:]).max() < 0.02 and (low <= white).all() and (white <= high).all()
     # Averages of 2 x 2: 1/2 to the four neighbours, 1/4 to the diagonal ones, which round to distance 1 as well.
-    blurred = normality.radial_autocorrelation(normality.spoiled(gaussian, "correlated pixels", 0), 5)
-    assert blurred[:, 1].mean() == pytest.approx(0.375, abs=0.03)
+    correlated = normality.spoiled(gaussian, "correlated pixels", 0)
+    blurred, low, high = normality.radial_autocorrelation(correlated, 5, seed=0)
+    assert blurred[1] == pytest.approx(0.375, abs=0.03)
+    # Images of very different contrast have the same correlation, and the interval must not mind the contrast.
+    contrast = np.exp(np.random.default_rng(7).standard_normal((20, 1, 1, 1)))
+    _, wide_low, wide_high = normality.radial_autocorrelation(contrast * correlated, 5, seed=0)
+    assert wide_high[1] - wide_low[1] < 5 * (high[1] - low[1])
     # No wrap-around: a ramp's two ends are unlike each other.
     ramp = np.linspace(-1, 1, 12)[None, None, None, :] * np.ones((2, 1, 12, 1))
-    assert normality.radial_autocorrelation(ramp, 11)[:, 11].max() < 0
+    assert normality.radial_autocovariance(ramp, 11)[:, 11].max() < 0
     with pytest.raises(ValueError, match="max_lag"):
-        normality.radial_autocorrelation(gaussian, 12)
+        normality.radial_autocorrelation(gaussian, 12, seed=0)
 
 
 def test_qq_bands(gaussian):
@@ -106,12 +134,13 @@ def test_qq_bands(gaussian):
 
 
 def test_the_null_band_holds_whole_curves():
-    held = []
-    for seed in range(60):
-        values = np.random.default_rng(seed).standard_normal((5, 200))
-        curve = normality.qq_curve(values, stats.norm, seed=0, n_points=31)
-        held.append(((curve.observed >= curve.null_low) & (curve.observed <= curve.null_high)).all())
-    assert np.mean(held) > 0.85
+    def held(scale):
+        for seed in range(60):
+            values = scale * np.random.default_rng(seed).standard_normal((5, 200))
+            curve = normality.qq_curve(values, stats.norm, seed=0, n_points=31)
+            yield ((curve.observed >= curve.null_low) & (curve.observed <= curve.null_high)).all()
+
+    assert np.mean(list(held(1.0))) > 0.85 and np.mean(list(held(1.15))) < 0.3, "and is narrow enough to see a fault"
 
 
 def test_pixels_reject_a_true_gaussian_and_one_location_an_image_does_not():
@@ -137,7 +166,7 @@ def test_judge():
     assert normality.judge({"mean": (0.0, -0.01, 0.01)}).verdict == "Gaussian"
     assert normality.judge({"mean": (0.0, -0.2, 0.2)}).verdict == "undecided"
     assert normality.judge({"mean": (0.2, 0.1, 0.3), "ppcc": (0.1, 0.1, 0.1)}) == normality.Judgement(
-        "not Gaussian", ("shifted",)
+        "not Gaussian", ("shifted up",)
     )
     with pytest.raises(ValueError, match="none of ppcc has a limit"):
         normality.judge({"ppcc": (1.0, 1.0, 1.0)})

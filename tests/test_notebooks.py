@@ -16,7 +16,7 @@ from PIL import Image
 
 from irf_lib.__main__ import main
 from irf_lib.metrics import METRICS
-from irf_lib.runs import METRIC_COLUMNS, STAGES, RunParameters, notebook_parameters
+from irf_lib.runs import METRIC_COLUMNS, STAGES, VERDICTS, RunParameters, notebook_parameters
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -148,6 +148,50 @@ def test_quick_decisions(quick):
     decisions = pd.read_csv(quick / "decisions.csv")
     assert (decisions.flagged == (decisions.score > decisions.threshold)).all()
     assert decisions[decisions.anomalous].flagged.mean() > decisions[~decisions.anomalous].flagged.mean() + 0.3
+
+
+def test_quick_timestep_study(quick):
+    table = pd.read_csv(quick / "timestep_invariance.csv")
+    assert set(table.study) == {"detection", "agreement", "neighbour", "steps", "choice"}
+    assert table.category.nunique() == 4
+    next_to = table[(table.study == "neighbour") & (table.quantity == "cosine") & (table.t2 == table.t + 1)]
+    far = table[(table.study == "agreement") & (table.quantity == "cosine")]
+    assert len(next_to) == 4 * 2 and next_to.value.min() > 0.99 > far.value.min(), (
+        "a network is smooth in t, not constant"
+    )
+    detection = table[table.study == "detection"]
+    assert set(detection.input) == {"clean", "scaled", "noised"} and detection.density.nunique() == 4
+    # The same reading is a row of metrics.csv too, made by another notebook.
+    metrics = pd.read_csv(quick / "metrics.csv").query("method == 'irf:t=50'").set_index("category")["I-AUROC"]
+    again = detection.query("t == 50 and input == 'clean' and density == 'full' and quantity == 'I-AUROC'")
+    pd.testing.assert_series_equal(
+        again.set_index("category").value.sort_index(), metrics.sort_index(), check_names=False, atol=1e-4
+    )
+    leak = pd.read_csv(quick / "breaks.csv").query("quantity == 'good against good'").set_index("network")
+    assert leak.value["one draw a batch"] > 0.4 > 0.2 > leak.value["one draw for each image"], "found out of nothing"
+    random = pd.read_csv(quick / "breaks.csv").query("network == 'random weights'")
+    assert (
+        random[random.quantity == "cosine"].value.min() > 0.9
+        and random[random.quantity == "loss / optimum"].value.max() > 2
+    )
+
+
+def test_quick_normality(quick):
+    effects = pd.read_csv(quick / "normality.csv")
+    pooled = effects[(effects.group == "all") & (effects.t == 200)].set_index(["coordinates", "effect"]).value
+    assert (pooled["standard", "w2"] > pooled["fitted", "w2"].max()).all(), "fitting a Gaussian brings it nearer"
+    controls = pd.read_csv(quick / "normality_controls.csv")
+    assert len(controls) == 4 and (controls.verdict == "not Gaussian").all() and (controls.norm_mean > 2).all()
+    holm = pd.read_csv(quick / "normality_holm.csv")
+    assert (holm.p_holm >= holm.p).all() and len(holm) == 4 * 2 * 3
+
+
+def test_quick_claims(quick):
+    claims = pd.read_csv(quick / "claims.csv").set_index("claim")
+    assert set(claims.index) == {"b", "d", *(f"e{i}" for i in range(1, 8)), *(f"c{i}" for i in range(1, 6))}
+    assert set(claims.verdict) <= set(VERDICTS) and claims.notna().all().all()
+    assert claims.verdict["b"] == claims.verdict["e1"] == "holds", "algebra"
+    assert claims.verdict["e3"] == claims.verdict["c1"] == "does not hold"
 
 
 def test_a_second_run_skips_everything(quick, capsys):

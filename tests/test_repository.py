@@ -107,3 +107,13 @@ def test_readme_numbers_come_from_the_committed_tables():
         expected = [f"{found['I-AUROC']:.3f} [{bounds.lo:.3f}, {bounds.hi:.3f}]"]
         expected += [f"{found[name]:.3f}" for name in ("P-AUROC", "AUPRO")]
         assert cells.split(" | ") == expected, (category, method)
+
+
+def test_readme_claims_come_from_the_committed_table():
+    claims = pd.read_csv(ROOT / "results/reference/claims.csv")
+    readme = (ROOT / "README.md").read_text()
+    assert len(claims) >= 12
+    for row in claims.itertuples():
+        number = row.notebook[:2]
+        line = f"| {row.claim} | {row.statement} | {number} | {row.evidence} | {row.interval} | {row.verdict} |"
+        assert line in readme, f"README and claims.csv differ in {row.claim}: {line}"

@@ -30,7 +30,9 @@ def _covers(rng):
     return low <= 3 <= high
 
 
-def test_no_image_is_refused():
+def test_no_image_is_refused_and_one_has_no_interval():
+    value, low, high = mean_interval(np.ones((1, 2)), seed=0)
+    assert value.tolist() == [1, 1] and np.isnan(low).all() and np.isnan(high).all()
     with pytest.raises(ValueError, match="at least one image"):
         mean_interval(np.empty((0, 2)), seed=0)
 

@@ -1,6 +1,7 @@
 """Runs refuse what is wrong before anything starts, bind one folder to one setting, and skip what is current."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -200,12 +201,12 @@ def test_a_study_computes_a_piece_once(tmp_path, mvtec, monkeypatch):
     job, made = run.jobs[0], []
     run.fit_detector(job, progress=False)
 
-    def make(run=run, job=job):
+    def make(run=run, job=job, depends=None):
         def rows():
             made.append(job.seed)
             return [pd.DataFrame({"seed": [job.seed], "x": [len(made)]}), pd.DataFrame({"y": [0]})]
 
-        return run.pieces(("metrics.csv", "intervals.csv"), job, job.categories[0], rows)
+        return run.pieces(("metrics.csv", "intervals.csv"), job, job.categories[0], rows, depends)
 
     assert [table.columns.tolist() for table in make()] == [["seed", "x"], ["y"]]
     assert make()[0].x.tolist() == [1] and made == [0], "kept, not made again"
@@ -216,12 +217,64 @@ def test_a_study_computes_a_piece_once(tmp_path, mvtec, monkeypatch):
     piece.write_text("seed,x\n0,99\n")
     assert make()[0].x.tolist() == [3, 2], "a file that is not what was written is made again"
     monkeypatch.setattr(runs, "_code_hash", lambda *modules: "other code")
-    assert make()[0].x.tolist() == [4, 2]
+    assert make()[0].x.tolist() == [3, 2], "code that is edited while a study runs did not make its pieces"
+    assert make(Run.open("03_train", seeds=[0], **keywords))[0].x.tolist() == [4, 2]
     monkeypatch.undo()
     with_own = Run.open("03_train", {"grid": [1]}, seeds=[0], **keywords)
     assert make(with_own)[0].x.tolist() == [5, 2], "a notebook's own parameters count"
     (run.detector_folder(job) / "detector.json").write_text("{}")
     assert make(with_own)[0].x.tolist() == [6, 2], "and so does the detector"
+    assert make(with_own, depends=[1, 50])[0].x.tolist() == [7, 2] and make(with_own, depends=[1, 50])[0].x[0] == 7
+    shutil.rmtree(run.detector_folder(job))
+    with pytest.raises(RunError, match="detector.json is missing: run 03_train for nut, seed 0"):
+        make(with_own)
+
+
+def test_a_piece_depends_on_the_cells_that_make_it(tmp_path, mvtec):
+    changes = {
+        "steps": 2,
+        "width": 64,
+        "depth": 1,
+        "backbone": "rgb",
+        "image_size": 32,
+        "feature_size": 4,
+        "alpha": 0.5,
+    }
+    run = Run.open("03_train", data=str(mvtec), out=str(tmp_path / "out"), seeds=[0], settings=changes, device="cpu")
+    run.fit_detector(run.jobs[0], progress=False)
+    cells = ["import x", "draw()\nrun.save_figure(f, 'a')", 'run.pieces(("metrics.csv",), job)', "claims()"]
+
+    def key(*cells):
+        run._cells = cells
+        return run._piece_inputs("metrics.csv", run.jobs[0], run.categories[0], None)
+
+    same = key(*cells)
+    assert key(cells[0], "draw(2)\nrun.save_figure(f, 'a')", *cells[2:]) == same, "not on figures"
+    assert key(*cells[:3], "other_claims()") == same, "nor on what comes later"
+    assert key("import y", *cells[1:]) != same
+
+
+def test_own_rows(tmp_path, mvtec):
+    run = Run.open("00_start_here", data=str(mvtec), out=str(tmp_path / "out"), seeds=[1])
+    rows = [("mvtec_like", "nut", 1, False), ("mvtec_like", "nut", 2, False), ("other", "nut", 1, False)]
+    rows += [("mvtec_like", "bolt", 1, False), ("mvtec_like", "nut", 1, True)]
+    table = pd.DataFrame(rows, columns=["dataset", "category", "seed", "unified"])
+    assert run.own_rows(table).index.tolist() == [0]
+    assert run.own_rows(table.drop(columns="unified")).index.tolist() == [0, 4]
+
+
+def test_a_table_that_two_stages_add_to_does_not_unsettle_the_first(tmp_path):
+    def stage(name):
+        run = Run.open("00_start_here", out=str(tmp_path / "out"))
+        run.stage = name
+        return run
+
+    claims = [{"claim": "e", "statement": "s", "evidence": "x", "verdict": "holds", "interval": "1 [1, 1]", "n": "1"}]
+    first = stage("00_start_here")
+    first.save_claims(claims)
+    first.finish()
+    stage("07_normality").save_claims(claims)
+    assert len(pd.read_csv(first.path("claims.csv"))) == 2 and first.is_current()
 
 
 def test_claims_have_one_of_four_verdicts(run):
