@@ -241,7 +241,7 @@ def heat_maps(panels: Sequence[tuple[str, pd.DataFrame]], label: str, limits: tu
 
 
 def metric_grid(table: pd.DataFrame, rows: Sequence[str], columns: Sequence[str], default_t: int) -> Figure:
-    """One row a metric, one column an input, one line a density: mean over categories and seeds, with their range.
+    """One row a metric, one column an input, one line a density: mean over categories and seeds.
 
     ``table``: columns quantity (the metric), input, density, t, value; ``default_t`` is marked.
     """
@@ -254,7 +254,7 @@ def metric_grid(table: pd.DataFrame, rows: Sequence[str], columns: Sequence[str]
             last = axis is axes[0, -1]
             sns.lineplot(
                 part, x="t", y="value", hue="density", style="density", markers=True, dashes=False,
-                errorbar=("pi", 100), err_kws={"alpha": 0.08}, ms=4, lw=1, ax=axis, legend=last,
+                errorbar=None, ms=4, lw=1, ax=axis, legend=last,
             )  # fmt: skip
             axis.axvline(default_t, color="0.6", lw=0.8, ls=":")
             axis.set(xlabel="timestep t", ylabel=quantity)
