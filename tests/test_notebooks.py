@@ -188,7 +188,7 @@ def test_quick_normality(quick):
 
 def test_quick_claims(quick):
     claims = pd.read_csv(quick / "claims.csv").set_index("claim")
-    assert set(claims.index) == {"b", "d", *(f"e{i}" for i in range(1, 8)), *(f"c{i}" for i in range(1, 6))}
+    assert set(claims.index) == {"b", "d", *(f"e{i}" for i in range(1, 9)), *(f"c{i}" for i in range(1, 6))}
     assert set(claims.verdict) <= set(VERDICTS) and claims.notna().all().all()
     assert claims.verdict["b"] == claims.verdict["e1"] == "holds", "algebra"
     assert claims.verdict["e3"] == claims.verdict["c1"] == "does not hold"
