@@ -12,6 +12,9 @@ from irf_lib import runs
 from irf_lib.__main__ import main
 from irf_lib.runs import CLAIM_COLUMNS, PRESETS, STAGES, Run, RunError
 
+# A detector that trains in a moment.
+TINY = {"steps": 2, "width": 64, "depth": 1, "backbone": "rgb", "image_size": 32, "feature_size": 4}
+
 
 @pytest.fixture
 def run(tmp_path):
@@ -170,8 +173,7 @@ def test_jobs(tmp_path, mvtec):
 
 
 def test_a_detector_is_trained_once_and_not_trusted_for_other_data(tmp_path, mvtec):
-    changes = {"steps": 2, "width": 64, "depth": 1, "backbone": "rgb", "image_size": 32, "feature_size": 4}
-    keywords = {"data": str(mvtec), "out": str(tmp_path / "out"), "seeds": [0], "settings": changes, "device": "cpu"}
+    keywords = {"data": str(mvtec), "out": str(tmp_path / "out"), "seeds": [0], "settings": TINY, "device": "cpu"}
     run = Run.open("00_start_here", **keywords)
     with pytest.warns(UserWarning, match="held-out normal images"):
         run.fit_detector(run.jobs[0], progress=False)
@@ -187,16 +189,7 @@ def test_a_detector_is_trained_once_and_not_trusted_for_other_data(tmp_path, mvt
 
 
 def test_a_study_computes_a_piece_once(tmp_path, mvtec, monkeypatch):
-    changes = {
-        "steps": 2,
-        "width": 64,
-        "depth": 1,
-        "backbone": "rgb",
-        "image_size": 32,
-        "feature_size": 4,
-        "alpha": 0.5,
-    }
-    keywords = {"data": str(mvtec), "out": str(tmp_path / "out"), "settings": changes, "device": "cpu"}
+    keywords = {"data": str(mvtec), "out": str(tmp_path / "out"), "settings": TINY | {"alpha": 0.5}, "device": "cpu"}
     run = Run.open("03_train", seeds=[0], **keywords)
     job, made = run.jobs[0], []
     run.fit_detector(job, progress=False)
@@ -231,16 +224,8 @@ def test_a_study_computes_a_piece_once(tmp_path, mvtec, monkeypatch):
 
 
 def test_a_piece_depends_on_the_cells_that_make_it(tmp_path, mvtec):
-    changes = {
-        "steps": 2,
-        "width": 64,
-        "depth": 1,
-        "backbone": "rgb",
-        "image_size": 32,
-        "feature_size": 4,
-        "alpha": 0.5,
-    }
-    run = Run.open("03_train", data=str(mvtec), out=str(tmp_path / "out"), seeds=[0], settings=changes, device="cpu")
+    keywords = {"data": str(mvtec), "out": str(tmp_path / "out"), "settings": TINY | {"alpha": 0.5}, "device": "cpu"}
+    run = Run.open("03_train", seeds=[0], **keywords)
     run.fit_detector(run.jobs[0], progress=False)
     cells = ["import x", "draw()\nrun.save_figure(f, 'a')", 'run.pieces(("metrics.csv",), job)', "claims()"]
 
