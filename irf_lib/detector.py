@@ -24,6 +24,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .diffusion import (
+    DENOISERS,
     Denoiser,
     Preconditioned,
     T,
@@ -39,7 +40,7 @@ from .diffusion import (
 )
 from .feature_store import FeatureStore
 from .features import BackboneError, build_backbone, channel_statistics
-from .irf import inverse_residual_field, network_input
+from .irf import inverse_residual_field, network_input, predicted_x0
 from .scoring import DENSITIES, Density, anomaly_map, conformal_p_values, conformal_threshold, image_score
 from .storage import StorageError, load_tensors, save_tensors
 
@@ -52,26 +53,23 @@ class DetectorSettings(TrainSettings):
     backbone: Literal["efficientnet-lite0", "efficientnet-b4", "dinov2-small", "rgb"] = "efficientnet-lite0"
     backbone_weights: str | None = None  # a local file or folder, or a hub name; None: the backbone's own
     image_size: int = Field(256, ge=32)  # pixels
-    feature_size: int = Field(16, ge=4)  # locations a side
+    feature_size: int = Field(32, ge=4)  # locations a side
     denoiser: Literal["dit", "unet"] = "dit"
+    patch_size: int = Field(2, ge=1)  # locations a side of one of the DiT's tokens; a UNet has none
     width: int = Field(256, ge=8)
     depth: int = Field(4, ge=1)
     precondition: bool = True  # start the denoiser at the Gaussian optimum of the training features
     t: int = Field(200, ge=0, lt=T)  # the timestep of the one evaluation
-    input: Literal["clean", "scaled", "noised"] = "clean"
-    density: Literal["standard", "diagonal", "full", "location"] = "full"
+    input: Literal["clean", "scaled", "noised"] = "scaled"
+    density: Literal["standard", "diagonal", "full", "location", "local"] = "local"
     image_score: str = "top10"
     alpha: float = Field(0.05, gt=0, lt=1)  # false-alarm rate on normal images
     calibration: float = Field(0.1, gt=0, lt=1)  # share of the normal images held out; at least 20 where there are 60
 
     @model_validator(mode="after")
     def _network_can_be_built(self) -> Self:
-        if self.denoiser == "dit" and self.width % 64:
-            raise ValueError(f"the DiT's width must be a multiple of its head size 64, got {self.width}")
-        if self.denoiser == "unet" and (self.width % 8 or self.feature_size % 2 ** (self.depth - 1)):
-            raise ValueError(
-                "the UNet's width must be a multiple of 8, and depth - 1 halvings must divide feature_size"
-            )
+        with torch.device("meta"):  # only the shapes: no memory, no random numbers
+            DENOISERS[self.denoiser](8, self.feature_size, self.width, self.depth, self.patch_size)
         return self
 
     @field_validator("image_score")
@@ -135,10 +133,12 @@ class OneStepDetector:
         self.mean = self.std = self.density = self.calibration_scores = None
         self.fit_index = self.calibration_index = np.empty(0, dtype=np.int64)
 
-    def _new_denoiser(self) -> torch.nn.Module:
+    def new_denoiser(self, precondition: bool | None = None) -> torch.nn.Module:
+        """A denoiser of the settings' kind and size with random weights from the seed; ``precondition`` None is the
+        settings'."""
         s, channels = self.settings, self.store.backbone.channels
-        net = build_denoiser(s.denoiser, channels, s.feature_size, s.width, s.depth, self.seed)
-        return Preconditioned(net, channels) if s.precondition else net
+        net = build_denoiser(s.denoiser, channels, s.feature_size, s.width, s.depth, self.seed, s.patch_size)
+        return Preconditioned(net, channels) if (s.precondition if precondition is None else precondition) else net
 
     # --- fitting -------------------------------------------------------------------------------------------------
 
@@ -157,7 +157,7 @@ class OneStepDetector:
         return self.calibrate(x0[self.fit_index], x0[self.calibration_index])
 
     def _train(self, x0: Tensor, progress: str | None, checkpoint: Path | None) -> None:
-        self.denoiser = self._new_denoiser()  # a second fit is a fit, not more training
+        self.denoiser = self.new_denoiser()  # a second fit is a fit, not more training
         if self.settings.precondition:
             self.denoiser.fit_gaussian(x0)
         identity = hashlib.sha256(x0.numpy().tobytes()).hexdigest()
@@ -182,8 +182,9 @@ class OneStepDetector:
 
         Both are standardised features of normal images (n, C, s, s), and must not share an image.
         """
-        self.density = DENSITIES[self.settings.density].fit(self.fields(fit_x0))
-        scores = image_score(self.density.nll(self.fields(calibration_x0)), self.settings.image_score)
+        fields = self.fields(fit_x0)
+        self.density = DENSITIES[self.settings.density].fit(fields, self.denoised(fit_x0, fields))
+        scores = image_score(self.nll(calibration_x0), self.settings.image_score)
         self.calibration_scores = scores.double().numpy()
         if math.isinf(self.threshold):
             needed = math.ceil(1 / self.settings.alpha - 1 - 1e-9)
@@ -230,30 +231,42 @@ class OneStepDetector:
         return (self.raw_features(images, progress) - self.mean) / self.std
 
     @torch.no_grad()
-    def fields(self, x0: Tensor, batch_size: int = 32) -> Tensor:
-        """The inverse residual field of ``x0``, (N, C, s, s): one evaluation of the network for each image."""
-        t, how, eps = self.settings.t, self.settings.input, self._noise(x0)
+    def fields(self, x0: Tensor, t: int | None = None, how: str | None = None, batch_size: int = 32) -> Tensor:
+        """The inverse residual field of ``x0``, (N, C, s, s): one evaluation of the network for each image.
+
+        At the settings' timestep and input, or at ``t`` and ``how``.
+        """
+        t, how, eps = self._reading(x0, t, how)
         batches = (batch.to(self.device) for batch in x0.split(batch_size))
         parts = [inverse_residual_field(self.denoiser, x, t, self.abar, how, eps).float().cpu() for x in batches]
         return torch.cat(parts) if parts else torch.empty_like(x0)
 
-    def network_input(self, x0: Tensor) -> Tensor:
+    def network_input(self, x0: Tensor, t: int | None = None, how: str | None = None) -> Tensor:
         """What the network is shown for ``x0``, on the CPU: the features themselves, scaled, or noised."""
-        t, how, eps = self.settings.t, self.settings.input, self._noise(x0)
-        return network_input(x0.to(self.device), t, self.abar, how, eps).cpu()
+        t, how, eps = self._reading(x0, t, how)
+        return network_input(x0, t, self.abar.cpu(), how, None if eps is None else eps.cpu())
 
-    def _noise(self, x0: Tensor) -> Tensor | None:
-        if self.settings.input != "noised":
-            return None
+    def denoised(self, x0: Tensor, fields: Tensor, t: int | None = None, how: str | None = None) -> Tensor:
+        """The network's denoised estimate of ``x0`` that belongs to its ``fields`` (both (N, C, s, s), on the CPU); it
+        costs no further evaluation."""
+        abar_t = self.abar[self.settings.t if t is None else t].cpu()
+        return predicted_x0(self.network_input(x0, t, how), fields, abar_t)
+
+    def _reading(self, x0: Tensor, t: int | None, how: str | None) -> tuple[int, str, Tensor | None]:
+        """(timestep, input, noise or None), the settings' where None."""
+        t, how = self.settings.t if t is None else t, how or self.settings.input
+        if how != "noised":
+            return t, how, None
         # One fixed draw for every image that this detector ever sees: it cannot carry a label, whatever the order of
         # the images, and a score does not depend on the batch it was computed in.
         generator = torch.Generator().manual_seed(self.seed)
-        return torch.randn((1, *x0.shape[1:]), generator=generator).to(self.device)
+        return t, how, torch.randn((1, *x0.shape[1:]), generator=generator).to(self.device)
 
     def nll(self, x0: Tensor) -> Tensor:
         """-log density of the field at each location, (N, s, s), in nats."""
         self._require_fit()
-        return self.density.nll(self.fields(x0))
+        fields = self.fields(x0)
+        return self.density.nll(fields, self.denoised(x0, fields))
 
     def score(self, images: Sequence[Path] | np.ndarray, progress: str | None = None) -> Scores:
         """Scores, maps, p-values and verdicts of ``images`` (paths, or an array (N, 3, H, W) in [0, 1])."""
@@ -320,7 +333,7 @@ class OneStepDetector:
         def under(prefix: str) -> dict[str, Tensor]:
             return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
-        self.denoiser = self._new_denoiser()
+        self.denoiser = self.new_denoiser()
         self.denoiser.load_state_dict(under("denoiser."))
         self.denoiser.to(self.device).eval()
         self.density: Density = DENSITIES[self.settings.density](**under("density."))

@@ -21,6 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from .irf import noised
+from .scoring import location_vectors
 from .storage import StorageError, file_sha256, load_tensors, save_tensors
 
 T = 1000
@@ -54,19 +56,21 @@ def resolve_device(name: str = "auto") -> torch.device:
 
 
 class DiT(nn.Module):
-    """diffusers' DiT with patch 1: every location of the feature map is a token. (B, C, s, s), (B,) -> (B, C, s, s)."""
+    """diffusers' DiT: every ``patch`` x ``patch`` block of locations is a token. (B, C, s, s), (B,) -> (B, C, s, s)."""
 
-    def __init__(self, channels: int, size: int, width: int, depth: int):
+    def __init__(self, channels: int, size: int, width: int, depth: int, patch: int = 1):
         super().__init__()
         if width % 64:
             raise ValueError(f"the DiT's width must be a multiple of its head size 64, got {width}")
+        if size % patch:
+            raise ValueError(f"the DiT's patch_size must divide feature_size, got {patch} and {size}")
         self.net = DiTTransformer2DModel(
             num_attention_heads=width // 64,
             attention_head_dim=64,
             in_channels=channels,
             num_layers=depth,
             sample_size=size,
-            patch_size=1,
+            patch_size=patch,
             num_embeds_ada_norm=1,  # one class, always 0: the model is unconditional
         )
         for block in self.net.transformer_blocks:
@@ -83,14 +87,15 @@ class DiT(nn.Module):
 
 
 class UNet(nn.Module):
-    """diffusers' UNet: ``depth`` resolutions, attention at the coarsest. Same contract as :class:`DiT`."""
+    """diffusers' UNet: ``depth`` resolutions, attention at the coarsest. Same contract as :class:`DiT`; no patches."""
 
-    def __init__(self, channels: int, size: int, width: int, depth: int):
+    def __init__(self, channels: int, size: int, width: int, depth: int, patch: int = 1):
         super().__init__()
-        if size % 2 ** (depth - 1):
-            raise ValueError(f"a UNet of depth {depth} halves its map {depth - 1} times; {size} does not divide")
-        if width % 8:
-            raise ValueError(f"the UNet's width must be a multiple of its group norm's 8 groups, got {width}")
+        if width % 8 or size % 2 ** (depth - 1):
+            raise ValueError(
+                "the UNet's width must be a multiple of 8, and depth - 1 halvings must divide feature_size, "
+                f"got width {width}, depth {depth} and feature_size {size}"
+            )
         self.net = UNet2DModel(
             sample_size=size,
             in_channels=channels,
@@ -137,7 +142,7 @@ class Preconditioned(nn.Module):
 
     def fit_gaussian(self, x0: Tensor) -> None:
         """Take mu and S from training features (N, C, s, s)."""
-        vectors = x0.permute(0, 2, 3, 1).reshape(-1, x0.shape[1]).double()
+        vectors = location_vectors(x0).double()
         s, basis = torch.linalg.eigh(torch.cov(vectors.T))
         abar = alpha_bars(dtype=torch.float64)[:, None]  # (T, 1)
         noise_var = abar * s.clamp_min(0) + (1 - abar)  # (T, C)
@@ -171,13 +176,16 @@ def gaussian_optimum(x0: Tensor, device: torch.device | str = "cpu") -> Denoiser
 DENOISERS: dict[str, Callable[..., nn.Module]] = {"dit": DiT, "unet": UNet}
 
 
-def build_denoiser(kind: str, channels: int, size: int, width: int, depth: int, seed: int) -> nn.Module:
-    """A denoiser with weights drawn from ``seed`` alone; the caller's global random state is left as it was."""
+def build_denoiser(kind: str, channels: int, size: int, width: int, depth: int, seed: int, patch: int = 1) -> nn.Module:
+    """A denoiser with weights drawn from ``seed`` alone; the caller's global random state is left as it was.
+
+    Raises ValueError for an unknown kind, and for sizes that the kind cannot have.
+    """
     if kind not in DENOISERS:
         raise ValueError(f"unknown denoiser {kind!r}; known: {', '.join(DENOISERS)}")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return DENOISERS[kind](channels, size, width, depth)
+        return DENOISERS[kind](channels, size, width, depth, patch)
 
 
 # --- training ----------------------------------------------------------------------------------------------------
@@ -251,8 +259,7 @@ def training_batch(x0: Tensor, batch_size: int, generator: torch.Generator) -> t
 
 def ddpm_loss(denoiser: nn.Module, x0: Tensor, t: Tensor, eps: Tensor, abar: Tensor) -> Tensor:
     """|eps - eps_theta(sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps, t)|^2, mean over everything."""
-    abar_t = abar[t].view(-1, 1, 1, 1)
-    x_t = abar_t.sqrt() * x0 + (1 - abar_t).sqrt() * eps
+    x_t = noised(x0, eps, abar[t].view(-1, 1, 1, 1))
     return nn.functional.mse_loss(denoiser(x_t, t).float(), eps)
 
 
@@ -390,8 +397,7 @@ def denoising_loss(
         losses = []
         for x, e in zip(x0.split(batch_size), eps.split(batch_size), strict=True):
             x, e = x.to(device), e.to(device)
-            x_t = abar[t].sqrt() * x + (1 - abar[t]).sqrt() * e
-            eps_hat = denoiser(x_t, torch.full((len(x),), t, device=device))
+            eps_hat = denoiser(noised(x, e, abar[t]), torch.full((len(x),), t, device=device))
             losses.append(((eps_hat - e) ** 2).mean(dim=(1, 2, 3)).cpu())
         rows.append(torch.cat(losses))
     return torch.stack(rows)

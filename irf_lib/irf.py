@@ -53,6 +53,12 @@ def network_input(x0: Tensor, t: int, abar: Tensor, input: str = "clean", eps: T
     raise ValueError(f"unknown input {input!r}; known: {', '.join(INPUTS)}")
 
 
+def predicted_x0(z: Tensor, eps_hat: Tensor, abar_t: Tensor) -> Tensor:
+    """x_0-hat = (z - sqrt(1 - abar_t) eps_hat) / sqrt(abar_t): what the network takes its input ``z`` to be without its
+    noise, Eq. 15 of [1]; shapes as in :func:`noised`."""
+    return (z - (1 - abar_t).sqrt() * eps_hat) / abar_t.sqrt()
+
+
 # --- one step of DDIM inversion: x_s = a x_t + b eps_theta(x_t, t), s > t ----------------------------------------
 
 

@@ -65,7 +65,7 @@ PRESETS: dict[str, Preset] = {
     "quick": Preset(
         "the embedded data in minutes on two CPU cores; what CI runs",
         seeds=(0,),
-        settings={"steps": 120, "width": 128, "depth": 3},
+        settings={"feature_size": 16, "patch_size": 1, "steps": 120, "width": 128, "depth": 3},
     ),
     "reference": Preset("real data on a CPU: a quarter of an hour a category and seed", seeds=(0, 1, 2), settings={}),
     "paper": Preset(
@@ -73,6 +73,10 @@ PRESETS: dict[str, Preset] = {
         seeds=(0, 1, 2),
         settings={
             "backbone": "efficientnet-b4",
+            "feature_size": 16,
+            "patch_size": 1,
+            "input": "clean",
+            "density": "full",
             "width": 2048,
             "depth": 16,
             "precondition": False,

@@ -2,12 +2,15 @@
 
 Fields are (N, C, s, s). A density gives the negative log-likelihood (nll, in nats) of the C-vector at each location,
 (N, s, s); high means anomalous. Nothing here ever sees a test set's statistics.
+
+Every density is fitted by ``fit(fields, estimate)`` and read by ``nll(fields, estimate)``, where ``estimate`` (N, C, s,
+s) is the network's denoised estimate that belongs to the fields. Only :class:`LocalScaleGaussian` looks at it.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -30,10 +33,10 @@ class StandardNormal:
     """N(0, I): what the forward process's noise is, and what an ideal noise estimate of normal data would be."""
 
     @classmethod
-    def fit(cls, fields: Tensor, shrinkage: float = 0.0) -> StandardNormal:
+    def fit(cls, fields: Tensor, estimate: Tensor | None = None, shrinkage: float = 0.0) -> StandardNormal:
         return cls()
 
-    def nll(self, fields: Tensor) -> Tensor:
+    def nll(self, fields: Tensor, estimate: Tensor | None = None) -> Tensor:
         """-log N(z; 0, I) = (|z|^2 + C log 2 pi) / 2 at each location; (N, C, s, s) -> (N, s, s)."""
         return 0.5 * (fields.square().sum(dim=1) + fields.shape[1] * LOG_2PI)
 
@@ -46,11 +49,11 @@ class DiagonalGaussian:
     var: Tensor
 
     @classmethod
-    def fit(cls, fields: Tensor, shrinkage: float = 1e-3) -> DiagonalGaussian:
+    def fit(cls, fields: Tensor, estimate: Tensor | None = None, shrinkage: float = 1e-3) -> DiagonalGaussian:
         var, mean = torch.var_mean(fields, dim=(0, 2, 3), keepdim=True)
         return cls(mean, _shrunk_variance(var, shrinkage))
 
-    def nll(self, fields: Tensor) -> Tensor:
+    def nll(self, fields: Tensor, estimate: Tensor | None = None) -> Tensor:
         return 0.5 * ((fields - self.mean).square() / self.var + self.var.log() + LOG_2PI).sum(dim=1)
 
 
@@ -66,12 +69,12 @@ class LocationGaussian:
     var: Tensor
 
     @classmethod
-    def fit(cls, fields: Tensor, shrinkage: float = 0.1) -> LocationGaussian:
+    def fit(cls, fields: Tensor, estimate: Tensor | None = None, shrinkage: float = 0.1) -> LocationGaussian:
         var, mean = torch.var_mean(fields, dim=0, keepdim=True, correction=0)
         pooled = var.mean(dim=(2, 3), keepdim=True)
         return cls(mean, _shrunk_variance((1 - shrinkage) * var + shrinkage * pooled, 1e-3))
 
-    def nll(self, fields: Tensor) -> Tensor:
+    def nll(self, fields: Tensor, estimate: Tensor | None = None) -> Tensor:
         return 0.5 * ((fields - self.mean).square() / self.var + self.var.log() + LOG_2PI).sum(dim=1)
 
 
@@ -87,7 +90,7 @@ class FullGaussian:
     log_det: Tensor
 
     @classmethod
-    def fit(cls, fields: Tensor, shrinkage: float = 1e-3) -> FullGaussian:
+    def fit(cls, fields: Tensor, estimate: Tensor | None = None, shrinkage: float = 1e-3) -> FullGaussian:
         """S is shrunk towards its mean variance: (1 - shrinkage) S + shrinkage tr(S)/C I, in float64."""
         z = location_vectors(fields).double()
         mean = z.mean(dim=0)
@@ -100,10 +103,69 @@ class FullGaussian:
         log_det = 2 * cholesky.diagonal().log().sum()
         return cls(mean.to(fields.dtype), whitener.to(fields.dtype), log_det.to(fields.dtype))
 
-    def nll(self, fields: Tensor) -> Tensor:
+    def squared_distance(self, fields: Tensor) -> Tensor:
+        """The squared Mahalanobis distance at each location; (N, C, s, s) -> (N, s, s)."""
         whitened = (location_vectors(fields) - self.mean) @ self.whitener.T  # (N s s, C)
-        squared = whitened.square().sum(dim=1).view(len(fields), *fields.shape[2:])
-        return 0.5 * (squared + self.log_det + fields.shape[1] * LOG_2PI)
+        return whitened.square().sum(dim=1).view(len(fields), *fields.shape[2:])
+
+    def nll(self, fields: Tensor, estimate: Tensor | None = None) -> Tensor:
+        return 0.5 * (self.squared_distance(fields) + self.log_det + fields.shape[1] * LOG_2PI)
+
+
+@dataclass(frozen=True)
+class LocalScaleGaussian:
+    """N(mu, v(h) S): a full covariance whose scale v depends on the content h of the location.
+
+    h is the network's denoised estimate there, so it comes from the same evaluation, and a defect that the network
+    removes does not raise its own allowance. log v is linear in h and h^2 (cut at 25): a heteroscedastic regression in
+    the manner of Harvey 1976 (Econometrica 44), here by ridge on the log squared distance, with v then scaled so that
+    the mean squared distance is C. ``mean`` (C,), ``whitener`` (C, C), ``log_det`` () as in :class:`FullGaussian`;
+    ``weights`` (2 C,) and ``bias`` () give log v.
+    """
+
+    mean: Tensor
+    whitener: Tensor
+    log_det: Tensor
+    weights: Tensor
+    bias: Tensor
+
+    @classmethod
+    def fit(cls, fields: Tensor, estimate: Tensor, shrinkage: float = 1e-3, ridge: float = 1e-3) -> LocalScaleGaussian:
+        """``ridge`` is relative to the variance of each regressor. The intercept is not penalised: a penalty on it
+        would make the score depend on the units of v."""
+        full = FullGaussian.fit(fields, shrinkage=shrinkage)
+        size = torch.finfo(fields.dtype).tiny
+        target = (full.squared_distance(fields) / fields.shape[1]).clamp_min(size).double().log()  # (N, s, s)
+        count, total, square, cross = 0, 0.0, 0.0, 0.0
+        for h, y in zip(estimate.split(32), target.split(32), strict=True):  # a few images at a time, in float64
+            a, y = _content(h).double(), y.flatten()
+            count, total, square, cross = count + len(a), total + a.sum(0), square + a.T @ a, cross + a.T @ y
+        centre, mean_y = total / count, target.mean()
+        cov = square / count - torch.outer(centre, centre)
+        sd = cov.diagonal().clamp_min(0).sqrt() + 1e-6
+        gram = cov / torch.outer(sd, sd) + ridge * torch.eye(len(sd), dtype=cov.dtype)
+        weights = torch.linalg.solve(gram, (cross / count - centre * mean_y) / sd) / sd
+        unscaled = cls(
+            full.mean, full.whitener, full.log_det, weights.to(fields), (mean_y - centre @ weights).to(fields)
+        )
+        surplus = (target - unscaled.log_scale(estimate)).exp().mean().log()
+        return replace(unscaled, bias=(unscaled.bias + surplus).to(fields))
+
+    def log_scale(self, estimate: Tensor) -> Tensor:
+        """log v(h) at each location; (N, C, s, s) -> (N, s, s)."""
+        parts = [(_content(h) @ self.weights + self.bias).view(len(h), *h.shape[2:]) for h in estimate.split(32)]
+        return torch.cat(parts) if parts else estimate.new_empty(0, *estimate.shape[2:])
+
+    def nll(self, fields: Tensor, estimate: Tensor) -> Tensor:
+        log_v, channels = self.log_scale(estimate), fields.shape[1]
+        squared = FullGaussian(self.mean, self.whitener, self.log_det).squared_distance(fields)
+        return 0.5 * (squared / log_v.exp() + channels * log_v + self.log_det + channels * LOG_2PI)
+
+
+def _content(estimate: Tensor) -> Tensor:
+    # Squares grow without bound on an image that is unlike any good part; 25 is five standard deviations.
+    vectors = location_vectors(estimate)
+    return torch.cat([vectors, vectors.square().clamp(max=25)], dim=1)
 
 
 def _shrunk_variance(var: Tensor, shrinkage: float) -> Tensor:
@@ -112,12 +174,13 @@ def _shrunk_variance(var: Tensor, shrinkage: float) -> Tensor:
     return (1 - shrinkage) * var + shrinkage * var.mean(dim=1, keepdim=True).clamp_min(floor)
 
 
-Density = StandardNormal | DiagonalGaussian | LocationGaussian | FullGaussian
+Density = StandardNormal | DiagonalGaussian | LocationGaussian | FullGaussian | LocalScaleGaussian
 DENSITIES: dict[str, type[Density]] = {
     "standard": StandardNormal,
     "diagonal": DiagonalGaussian,
     "full": FullGaussian,
     "location": LocationGaussian,
+    "local": LocalScaleGaussian,
 }
 
 

@@ -19,12 +19,9 @@ from torch import Tensor, nn
 
 from . import invariance, irf, metrics
 from .cutpaste import KINDS, cut_paste
-from .detector import DetectorSettings, OneStepDetector
+from .detector import OneStepDetector
 from .diffusion import (
     Denoiser,
-    Preconditioned,
-    alpha_bars,
-    build_denoiser,
     ddpm_loss,
     denoising_loss,
     gaussian_optimum,
@@ -41,13 +38,6 @@ NOISE_MODES = ("one draw for each image", "one fixed draw", "one draw a batch")
 # --- reading one network at another timestep ----------------------------------------------------------------------
 
 
-def fields_at(detector: OneStepDetector, x0: Tensor, t: int, how: str = "clean") -> Tensor:
-    """The field of ``x0`` (N, C, s, s) read at timestep ``t`` and input ``how``: one evaluation an image."""
-    reading = copy.copy(detector)
-    reading.settings = detector.settings.model_copy(update={"t": t, "input": how})
-    return reading.fields(x0)
-
-
 def scores_of(detector: OneStepDetector, nll: Tensor) -> np.ndarray:
     """Image scores (N,) of anomaly values (N, s, s), by the detector's rule."""
     return image_score(nll, detector.settings.image_score).double().numpy()
@@ -60,15 +50,13 @@ class Reading:
     t: int
     how: str
     fields: Tensor  # (N, C, s, s)
-    nll: Mapping[
-        str, Tensor
-    ]  # density -> (N, s, s), each fitted on the training images' fields of the same t and input
+    nll: Mapping[str, Tensor]  # density -> (N, s, s), fitted on training images read in the same way
 
 
 def read_at(detector: OneStepDetector, fit_x0: Tensor, x0: Tensor, t: int, how: str) -> Reading:
     """Fields and anomaly values of ``x0`` at ``t``, under every density."""
-    fit_fields, fields = fields_at(detector, fit_x0, t, how), fields_at(detector, x0, t, how)
-    return Reading(t, how, fields, {name: kind.fit(fit_fields).nll(fields) for name, kind in DENSITIES.items()})
+    fit, new = ((one, detector.denoised(x, one, t, how)) for x in (fit_x0, x0) for one in [detector.fields(x, t, how)])
+    return Reading(t, how, new[0], {name: kind.fit(*fit).nll(*new) for name, kind in DENSITIES.items()})
 
 
 def detection_rows(detector: OneStepDetector, test, reading: Reading) -> list[Row]:
@@ -136,7 +124,7 @@ def neighbour_rows(detector: OneStepDetector, test, offsets: Sequence[int] = (1,
     """Cosine and relative change of the field between the detector's t and t + offset (t - offset at the end)."""
     t, last = detector.settings.t, len(detector.abar) - 1
     others = [t + offset if t + offset <= last else t - offset for offset in offsets]
-    gram = invariance.field_gram([fields_at(detector, test.x0, one).numpy() for one in (t, *others)])
+    gram = invariance.field_gram([detector.fields(test.x0, one, "clean").numpy() for one in (t, *others)])
     measures = {"cosine": invariance.cosine_similarity(gram), "relative change": invariance.relative_change(gram)}
     rows = []
     for kind, chosen in {"good": ~test.labels, "anomalous": test.labels}.items():
@@ -198,23 +186,26 @@ def choice_rows(
     features are ``held_out_x0``. Its interval draws originals and copies as if they were unrelated images, which makes
     it wider than it need be.
     """
-    seed, optimum = detector.seed, gaussian_optimum(fit_x0, detector.device)
-    ours, theirs = (
-        denoising_loss(model, held_out_x0, list(ts), seed, detector.device).numpy()
-        for model in (detector.denoiser, optimum)
-    )
+    seed = detector.seed
+    ours, theirs = _losses(detector, detector.denoiser, fit_x0, held_out_x0, ts)
     spoiled = [detector.features(cut_paste(held_out, kind, seed)[0]) for kind in KINDS]
     everything = torch.cat([held_out_x0, *spoiled])
     labels = np.arange(len(everything)) >= len(held_out_x0)
     rows = []
     for t, gain in zip(ts, theirs - ours, strict=True):
-        density = FullGaussian.fit(fields_at(detector, fit_x0, t))
-        scores = scores_of(detector, density.nll(fields_at(detector, everything, t)))
+        density = FullGaussian.fit(detector.fields(fit_x0, t, "clean"))
+        scores = scores_of(detector, density.nll(detector.fields(everything, t, "clean")))
         head = {"study": "choice", "kind": "held-out good", "input": "clean", "density": "full", "t": t}
         head["n"] = len(held_out_x0)
         rows.append(_row(head, "gain", mean_interval(gain, seed)))
         rows.append(_row(head, "CutPaste AUROC", metrics.auroc_interval(scores, labels, seed)))
     return rows
+
+
+def _losses(detector: OneStepDetector, denoiser: Denoiser, fit_x0: Tensor, x0: Tensor, ts: Sequence[int]):
+    """Denoising losses of ``x0``, each (T, n): ``denoiser``'s and those of the Gaussian optimum of ``fit_x0``."""
+    models = (denoiser, gaussian_optimum(fit_x0, detector.device))
+    return [denoising_loss(one, x0, list(ts), detector.seed, detector.device).numpy() for one in models]
 
 
 # --- other networks on the same features --------------------------------------------------------------------------
@@ -239,17 +230,13 @@ def curve_rows(
     other = copy.copy(detector)
     other.denoiser = denoiser
     (fit_x0, held_out_x0), test = (scale * one for one in data[:2]), data[2]
-    optimum = gaussian_optimum(fit_x0, detector.device)
-    ours, theirs = (
-        denoising_loss(model, held_out_x0, list(ts), detector.seed, detector.device).numpy()
-        for model in (denoiser, optimum)
-    )
+    ours, theirs = _losses(detector, denoiser, fit_x0, held_out_x0, ts)
     density_x0 = fit_x0[torch.linspace(0, len(fit_x0) - 1, min(n_fit, len(fit_x0))).round().long()]
-    default = fields_at(other, scale * test.x0, detector.settings.t, how).numpy()
+    default = other.fields(scale * test.x0, detector.settings.t, how).numpy()
     rows = []
     for t, ratio in zip(ts, ours / theirs, strict=True):
-        fields = fields_at(other, scale * test.x0, t, how)
-        nll = FullGaussian.fit(fields_at(other, density_x0, t, how)).nll(fields)
+        fields = other.fields(scale * test.x0, t, how)
+        nll = FullGaussian.fit(other.fields(density_x0, t, how)).nll(fields)
         cosine = invariance.cosine_similarity(invariance.field_gram([default, fields.numpy()]))[:, 0, 1]
         head = {"seed": test.seed, "network": name, "t": t}
         scores = scores_of(detector, nll)
@@ -259,32 +246,25 @@ def curve_rows(
     return rows
 
 
-def new_network(settings: DetectorSettings, channels: int, seed: int) -> nn.Module:
-    """A denoiser of the settings' kind and size with random weights, without preconditioning, in eval mode."""
-    s = settings
-    return build_denoiser(s.denoiser, channels, s.feature_size, s.width, s.depth, seed).eval()
-
-
-def plain_network(settings: DetectorSettings, x0: Tensor, steps: int, seed: int, device: torch.device) -> nn.Module:
-    """:func:`new_network` trained on ``x0`` (N, C, s, s) as the detector's is, but for ``steps`` steps."""
-    net = new_network(settings, x0.shape[1], seed)
-    for _ in train(net, x0, settings.model_copy(update={"steps": steps, "epochs": None}), seed, device):
+def plain_network(detector: OneStepDetector, x0: Tensor, steps: int) -> nn.Module:
+    """A network without preconditioning, trained on ``x0`` (N, C, s, s) as the detector's is, but for ``steps``."""
+    net = detector.new_denoiser(precondition=False).eval()
+    settings = detector.settings.model_copy(update={"steps": steps, "epochs": None})
+    for _ in train(net, x0, settings, detector.seed, detector.device):
         pass
     return net
 
 
-def one_timestep_network(
-    settings: DetectorSettings, x0: Tensor, t: int, steps: int, seed: int, device: torch.device
-) -> nn.Module:
+def one_timestep_network(detector: OneStepDetector, x0: Tensor, t: int, steps: int) -> nn.Module:
     """A preconditioned network that has seen no timestep but ``t`` in training; AdamW at half the settings' rate."""
-    net = Preconditioned(new_network(settings, x0.shape[1], seed), x0.shape[1])
+    net = detector.new_denoiser(precondition=True)
     net.fit_gaussian(x0)
-    net.to(device).train()
-    abar, generator = alpha_bars(device), torch.Generator().manual_seed(seed)
+    net.to(detector.device).train()
+    settings, generator = detector.settings, torch.Generator().manual_seed(detector.seed)
     optimizer = torch.optim.AdamW(net.parameters(), lr=settings.lr / 2)
     for _ in range(steps):
-        batch, _, eps = (one.to(device) for one in training_batch(x0, settings.batch_size, generator))
-        loss = ddpm_loss(net, batch, torch.full((len(batch),), t, device=device), eps, abar)
+        batch, _, eps = (one.to(detector.device) for one in training_batch(x0, settings.batch_size, generator))
+        loss = ddpm_loss(net, batch, torch.full((len(batch),), t, device=detector.device), eps, detector.abar)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(net.parameters(), settings.grad_clip)

@@ -78,7 +78,7 @@ def test_preconditioned_constants_are_the_closed_form_error():
 def test_wrong_sizes_are_refused():
     with pytest.raises(ValueError, match="multiple of its head size 64"):
         build_denoiser("dit", 8, 4, width=100, depth=1, seed=0)
-    with pytest.raises(ValueError, match="does not divide"):
+    with pytest.raises(ValueError, match="must divide feature_size"):
         build_denoiser("unet", 8, 6, width=16, depth=3, seed=0)
     with pytest.raises(ValueError, match="dit, unet"):
         build_denoiser("mlp", 8, 4, width=64, depth=1, seed=0)

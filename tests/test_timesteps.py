@@ -10,10 +10,21 @@ from sklearn.metrics import roc_auc_score
 from irf_lib import timesteps
 from irf_lib.detector import DetectorSettings, OneStepDetector
 from irf_lib.diffusion import denoising_loss, gaussian_optimum
+from irf_lib.scoring import DENSITIES
 
 TS = [1, 50, 200, 800]
 SETTINGS = DetectorSettings(
-    backbone="rgb", image_size=32, feature_size=8, width=64, depth=1, steps=40, precision="fp32", image_score="top5"
+    backbone="rgb",
+    image_size=32,
+    feature_size=8,
+    width=64,
+    depth=1,
+    steps=40,
+    precision="fp32",
+    image_score="top5",
+    patch_size=1,
+    input="clean",
+    density="full",
 )
 
 
@@ -45,16 +56,16 @@ def optimum(world):
     return world.detector.untrained(world.fit, world.held_out)
 
 
-def test_fields_at_is_the_detector_read_elsewhere(world):
+def test_fields_can_be_read_elsewhere(world):
     other = world.detector.with_scoring(world.fit, world.held_out, t=77, input="noised")
-    assert torch.equal(timesteps.fields_at(world.detector, world.test.x0, 77, "noised"), other.fields(world.test.x0))
+    assert torch.equal(world.detector.fields(world.test.x0, 77, "noised"), other.fields(world.test.x0))
     assert world.detector.settings.t == SETTINGS.t, "the detector itself stays as it was"
 
 
 def test_detection_rows(world):
     reading = timesteps.read_at(world.detector, world.fit, world.test.x0, 200, "clean")
     rows = timesteps.detection_rows(world.detector, world.test, reading)
-    assert len(rows) == 4 * 3 and {row["density"] for row in rows} == {"standard", "diagonal", "full", "location"}
+    assert len(rows) == 5 * 3 and {row["density"] for row in rows} == set(DENSITIES)
     full = {row["quantity"]: row for row in rows if row["density"] == "full"}
     assert 0.6 < full["I-AUROC"]["value"] < 0.99, "a case in which readings can differ"
     scores = world.detector.score_features(world.test.x0).scores
@@ -125,17 +136,17 @@ def test_curve_rows_of_the_optimum(world):
 
 
 def test_new_and_plain_networks(world):
-    random = timesteps.new_network(SETTINGS, 3, seed=0)
-    trained = timesteps.plain_network(SETTINGS, world.fit, 40, 0, torch.device("cpu"))
+    random = world.detector.new_denoiser(precondition=False).eval()
+    trained = timesteps.plain_network(world.detector, world.fit, 40)
     before, after = (denoising_loss(net, world.held_out, [500], seed=0).mean() for net in (random, trained))
     assert after < before and not trained.training
-    again = timesteps.plain_network(SETTINGS, world.fit, 40, 0, torch.device("cpu"))
+    again = timesteps.plain_network(world.detector, world.fit, 40)
     assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), again.parameters(), strict=True))
 
 
 def test_a_network_trained_at_one_timestep_learns_that_one(world):
     x0 = torch.nn.functional.interpolate(torch.randn(200, 3, 2, 2, generator=torch.Generator().manual_seed(0)), size=8)
-    net = timesteps.one_timestep_network(SETTINGS, x0, 300, 150, 0, torch.device("cpu"))
+    net = timesteps.one_timestep_network(world.detector, x0, 300, 150)
     ours, optimum = (denoising_loss(one, x0, [20, 300], seed=1).mean(dim=1) for one in (net, gaussian_optimum(x0)))
     gain = (optimum - ours) / optimum
     assert gain[1] > 0.05 and gain[1] > gain[0] + 0.05, "blocks of equal values are more than a covariance of locations"
