@@ -1,17 +1,23 @@
-"""What a reader would pick instead, on the same features and by the same image score.
+"""What a reader would pick instead, by the same metrics on the same features; some on the very same trained network.
 
-Each baseline gives an nll-like anomaly value per location, (N, s, s), high = anomalous, from raw standardised
-features (N, C, s, s), so that metrics.py treats it exactly as it treats the field.
+Each baseline gives an nll-like anomaly value per location, (N, s, s), high = anomalous, from standardised features
+(N, C, s, s), so that metrics.py treats it exactly as it treats the field. None of them sees a test set's statistics.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from .scoring import FullGaussian, StandardNormal, location_vectors
+from .detector import OneStepDetector
+from .irf import inversion_path, inversion_step, predicted_x0, sigma
+from .scoring import FullGaussian, StandardNormal, image_score, location_vectors
+
+# --- without a network --------------------------------------------------------------------------------------------
 
 
 def gaussian(features: Tensor) -> FullGaussian:
@@ -61,3 +67,93 @@ def greedy_coreset(vectors: Tensor, size: int, seed: int, projected: int = 64) -
         chosen.append(int(distance.argmax()))
         distance = torch.minimum(distance, (vectors - vectors[chosen[-1]]).square().sum(dim=1))
     return torch.tensor(chosen)
+
+
+# --- on the same trained network ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class InversionScorer:
+    """InvAD (arXiv 2504.05662) on our network: three steps of DDIM inversion from the clean features, at t = 0, 500 and
+    999; its last abar is 0, so its final latent is the third noise estimate.
+
+    Map: L2 norm over channels. Image score: (max - min of the map) plus the nll under N(0, I), each brought to mean 0
+    and standard deviation 1 on held-out normal images, in place of the official code's min-max over the test set,
+    which lets every test image see all others.
+    """
+
+    detector: OneStepDetector
+    centre: Tensor  # (2,)
+    spread: Tensor  # (2,)
+    timesteps = (0, 500, 999)
+
+    @classmethod
+    def fit(cls, detector: OneStepDetector, held_out_x0: Tensor) -> InversionScorer:
+        """Calibrate the image score on held-out normal images (n, C, s, s). Raises ValueError for fewer than two."""
+        if len(held_out_x0) < 2:
+            raise ValueError(f"calibrating needs at least 2 held-out normal images, got {len(held_out_x0)}")
+        terms = cls(detector, torch.zeros(2), torch.ones(2))._terms(held_out_x0)
+        return cls(detector, terms.mean(dim=0), terms.std(dim=0).clamp_min(1e-12))
+
+    @torch.no_grad()
+    def latent(self, x0: Tensor) -> Tensor:
+        """The noise estimate at the end of the path, (N, C, s, s): three evaluations of the network an image."""
+        d = self.detector
+        parts = (inversion_path(d.denoiser, x.to(d.device), self.timesteps, d.abar) for x in x0.split(32))
+        return torch.cat([path[-1][1].float().cpu() for path in parts])
+
+    def nll(self, x0: Tensor) -> Tensor:
+        """The L2 norm of the latent at each location, (N, s, s)."""
+        return self.latent(x0).norm(dim=1)
+
+    def _terms(self, x0: Tensor) -> Tensor:
+        latent = self.latent(x0)
+        return torch.stack([image_score(latent.norm(dim=1), "spread"), StandardNormal().nll(latent).sum((1, 2))], dim=1)
+
+    def scores(self, x0: Tensor) -> Tensor:
+        """Image scores (N,)."""
+        return ((self._terms(x0) - self.centre) / self.spread).sum(dim=1)
+
+
+@torch.no_grad()
+def reconstruction_error(detector: OneStepDetector, x0: Tensor, steps: int = 1) -> Tensor:
+    """|x_0 - reconstruction|^2 / C at each location, (N, s, s): noise to the detector's t, then denoise.
+
+    With one step the reconstruction is the network's estimate of x_0 (Eq. 15 of DDPM, arXiv 2006.11239); with more it
+    is DDIM's deterministic path from t in ``steps`` equal steps, in the line of AnoDDPM (Wyatt et al. 2022) and DiAD
+    (arXiv 2312.06607), without DiAD's conditioning. ``steps`` evaluations an image; one fixed noise draw for all.
+    Raises ValueError if t does not have that many steps in it.
+    """
+    if not 1 <= steps <= detector.settings.t:
+        raise ValueError(f"steps must lie between 1 and t = {detector.settings.t}, got {steps}")
+    times = [round(detector.settings.t * (steps - i) / steps) for i in range(steps)]
+    noisy, rebuilt = detector.network_input(x0, how="noised"), []
+    for x in noisy.split(32):
+        x = x.to(detector.device)
+        for t, s in pairwise([*times, None]):
+            eps_hat = detector.denoiser(x, torch.full((len(x),), t, device=x.device))
+            abar = detector.abar
+            x = predicted_x0(x, eps_hat, abar[t]) if s is None else inversion_step(x, eps_hat, t, s, abar)
+        rebuilt.append(x.float().cpu())
+    return (torch.cat(rebuilt) - x0).square().mean(dim=1)
+
+
+TIMES = (1, 10, 25, 50, 100, 150, 200, 300, 500, 700, 900)
+
+
+def diffusion_time(detector: OneStepDetector, x0: Tensor, times: Sequence[int] = TIMES) -> Tensor:
+    """log sigma of the noise that each location seems to carry, (N, s, s), after DTE (Livernoche et al., arXiv
+    2305.18593), which trains a network for it; here the trained denoiser is asked.
+
+    Read at its true noise level a noise estimate has mean square 1; read at a lower one it is larger, at a higher one
+    smaller. So the level is where the mean square of the field along ``times`` last crosses 1, between two of them on a
+    straight line in log sigma and log mean square. len(times) evaluations an image.
+    """
+    levels = sigma(detector.abar).log().cpu()[list(times)]
+    energy = torch.stack([detector.fields(x0, t, "scaled").square().mean(dim=1) for t in times]).clamp_min(1e-30).log()
+    # Outside of the grid: the level that the nearest end implies if the distance to the data stays what it is there.
+    time = torch.where(energy[-1] > 0, levels[-1] + energy[-1] / 2, levels[0] + energy[0].clamp(max=0) / 2)
+    for (low, high), (e, f) in zip(pairwise(levels), pairwise(energy), strict=True):
+        crossing = low + (high - low) * e / (e - f)
+        time = torch.where((e > 0) & (f <= 0), crossing, time)
+    return time

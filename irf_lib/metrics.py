@@ -100,13 +100,16 @@ def auroc_difference_interval(
 ) -> tuple[float, float, float]:
     """AUROC of ``scores`` minus AUROC of ``others`` on the same images, with a *paired* bootstrap interval over images.
 
-    Every resample draws the same images for both, so what makes an image hard for both cancels. As
-    :func:`auroc_interval` otherwise.
+    Every resample draws the same images for both, so what makes an image hard for both cancels. Scores are (N,), or (S,
+    N) for S training seeds: then the difference is the mean over seeds, and every resample draws the same images for
+    all of them. As :func:`auroc_interval` otherwise.
     """
     labels = np.asarray(labels).astype(bool)
     if labels.all() or not labels.any():
         return math.nan, math.nan, math.nan
-    return _mean_over_pairs(_wins(scores, labels) - _wins(others, labels), seed, level, n_resamples)
+    runs = zip(np.atleast_2d(scores), np.atleast_2d(others), strict=True)
+    pairs = np.mean([_wins(ours, labels) - _wins(theirs, labels) for ours, theirs in runs], axis=0)
+    return _mean_over_pairs(pairs, seed, level, n_resamples)
 
 
 def _wins(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:

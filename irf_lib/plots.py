@@ -207,6 +207,26 @@ def method_bars(metrics: pd.DataFrame, columns: Sequence[str]) -> Figure:
     return figure
 
 
+def difference_points(table: pd.DataFrame, label: str, n: Mapping[str, int]) -> Figure:
+    """One panel a category (columns category, method, diff, lo, hi): a point and its interval a method, and zero.
+
+    ``n`` are the test images of each category.
+    """
+    methods, categories = list(dict.fromkeys(table.method))[::-1], list(dict.fromkeys(table.category))
+    size = (WIDTH, 0.22 * len(methods) + 0.9)
+    figure, axes = plt.subplots(1, len(categories), figsize=size, sharey=True, sharex=True, squeeze=False)
+    for axis, name in zip(axes[0], categories, strict=True):
+        part = table[table.category == name].set_index("method").reindex(methods)
+        reach = np.abs(part[["lo", "hi"]].to_numpy().T - part["diff"].to_numpy())
+        axis.axvline(0, color="0.6", linewidth=0.8)
+        axis.errorbar(part["diff"], range(len(methods)), xerr=reach, fmt="o", markersize=3, linewidth=1, color=GOOD)
+        axis.set_yticks(range(len(methods)), methods, fontsize=7)
+        axis.set_title(f"{name} (n = {n[name]})", fontsize=8)
+    figure.supxlabel(label, fontsize=8)
+    sns.despine(figure)
+    return figure
+
+
 def timestep_curves(metrics: pd.DataFrame, columns: Sequence[str], default_t: int) -> Figure:
     """One panel a metric: the metric against t, a line a category (mean and range over seeds), ``default_t`` marked."""
     figure, axes = plt.subplots(1, len(columns), figsize=(WIDTH, 2.2), squeeze=False)

@@ -130,7 +130,14 @@ STAGES: dict[str, Stage] = {
     "05_score_and_detect": Stage(
         "How well does one network evaluation detect and localise defects?",
         reads=("detectors/*/*/seed*/detector.json",),
-        writes=("metrics.csv", "intervals.csv", "decisions.csv", "scores/*.npz", "figures/scores.*"),
+        writes=(
+            "metrics.csv",
+            "intervals.csv",
+            "image_scores.csv",
+            "decisions.csv",
+            "scores/*.npz",
+            "figures/scores.*",
+        ),
         needs_labels=True,
     ),
     "06_timestep_invariance": Stage(
@@ -139,6 +146,7 @@ STAGES: dict[str, Stage] = {
         writes=(
             "timestep_invariance.csv",
             "timestep_scores.csv",
+            "timestep_choice.csv",
             "dip.csv",
             "breaks.csv",
             "claims.csv",
@@ -169,6 +177,12 @@ STAGES: dict[str, Stage] = {
             "figures/normality_timesteps.*",
             "figures/normality_detection.*",
         ),
+        needs_labels=True,
+    ),
+    "09_tables": Stage(
+        "What does one network evaluation give beside what one would pick instead?",
+        reads=("metrics.csv", "image_scores.csv"),
+        writes=("summary.csv", "summary_table.md", "published_table.md", "figures/differences.*"),
         needs_labels=True,
     ),
     "10_figures": Stage(
@@ -278,6 +292,11 @@ class TestSet:
     x0: Tensor  # (N, C, s, s) standardised features
     labels: np.ndarray  # (N,) bool, True = anomalous
     masks: np.ndarray | None  # (N, image_size, image_size) bool, None where the data set has none
+
+    @property
+    def names(self) -> list[str]:
+        """Each test image's name in the tables: kind/file."""
+        return [f"{one.kind}/{one.path.name}" for one in self.category.test]
 
     def images(self, n: int) -> np.ndarray:
         """The first ``n`` images, (n, 3, H, W) in [0, 1], for timing."""
@@ -517,12 +536,16 @@ class Run:
         nll: Tensor,
         train_s: float = math.nan,
         ms_per_image: float = math.nan,
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """One method's row of metrics.csv and of intervals.csv, from its anomaly values ``nll`` (N, s, s).
+        scores: np.ndarray | None = None,
+    ) -> tuple[dict[str, Any], dict[str, Any], pd.DataFrame]:
+        """One method's row of metrics.csv, its row of intervals.csv and its rows of image_scores.csv, from its anomaly
+        values ``nll`` (N, s, s).
 
         ``reading`` says how they were read: input, t, density and image_score, None where a method has no such thing.
+        ``scores`` (N,) are the image scores of a method that has a rule of its own.
         """
-        scores = image_score(nll, reading["image_score"]).double().numpy()
+        if scores is None:
+            scores = image_score(nll, reading["image_score"]).double().numpy()
         maps = None if test.masks is None else anomaly_map(nll, test.image_size).numpy()
         n_anomalous = int(test.labels.sum())
         if test.unified != self.preset.unified:
@@ -540,7 +563,8 @@ class Run:
         }
         value, low, high = metrics.auroc_interval(scores, test.labels, seed=test.seed)
         interval = {**head, "metric": "I-AUROC", "value": value, "lo": low, "hi": high, "n": len(scores)}
-        return {name: row[name] for name in METRIC_COLUMNS}, interval
+        images = pd.DataFrame({**head, "image": test.names, "anomalous": test.labels, "score": scores})
+        return {name: row[name] for name in METRIC_COLUMNS}, interval, images
 
     def decisions(self, test: TestSet, detector: OneStepDetector) -> pd.DataFrame:
         """One row a test image: its score, p-value and verdict."""
@@ -551,7 +575,7 @@ class Run:
                 "category": test.category.name,
                 "seed": test.seed,
                 "unified": test.unified,
-                "image": [f"{one.kind}/{one.path.name}" for one in test.category.test],
+                "image": test.names,
                 "anomalous": test.labels,
                 "score": result.scores,
                 "p_value": result.p_values,

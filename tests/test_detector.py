@@ -9,7 +9,6 @@ from pydantic import ValidationError
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from irf_lib import baselines
 from irf_lib.detector import DetectorSettings, OneStepDetector, calibration_split, milliseconds_per_image
 from irf_lib.scoring import DENSITIES
 from irf_lib.storage import StorageError
@@ -171,30 +170,3 @@ def test_untrained_is_the_mahalanobis_distance_of_the_features_at_every_t(detect
 
 def test_timing_is_positive(detector):
     assert milliseconds_per_image(detector.score, surfaces(4, seed=0)) > 0
-
-
-# --- baselines ----------------------------------------------------------------------------------------------------
-
-
-def test_nearest_neighbour_by_hand():
-    bank = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
-    x = torch.tensor([0.0, 1.0, 3.0, 0.0]).view(1, 2, 2, 1)  # the vectors (0, 3) and (1, 0)
-    assert baselines.NearestNeighbour(bank).nll(x).flatten().tolist() == pytest.approx([3.0, 1.0])
-
-
-def test_greedy_coreset_covers_what_a_random_bank_misses():
-    generator = torch.Generator().manual_seed(0)
-    background = torch.randn(5000, 8, generator=generator) * 0.1
-    rare = torch.eye(8) * 10  # eight kinds of normal patch, seen once each
-    chosen = baselines.greedy_coreset(torch.cat([background, rare]), 12, seed=0)
-    assert set(range(5000, 5008)) <= set(chosen.tolist())
-    assert len(set(chosen.tolist())) == 12
-    fitted = baselines.NearestNeighbour.fit(torch.cat([background, rare]).T.reshape(1, 8, 5008, 1), size=12)
-    assert fitted.bank.shape == (12, 8)
-
-
-def test_gaussian_baselines_are_the_densities():
-    features = torch.randn(10, 4, 4, 4, generator=torch.Generator().manual_seed(0))
-    expected = DENSITIES["full"].fit(features).nll(features)
-    assert torch.equal(baselines.gaussian(features).nll(features), expected)
-    assert torch.equal(baselines.standard_normal(features).nll(features), DENSITIES["standard"]().nll(features))

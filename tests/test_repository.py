@@ -16,10 +16,10 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = [
     {"storage", "resampling"},
     {"irf", "scoring", "metrics", "features", "textures", "cutpaste", "invariance", "normality", "plots"},
-    {"datasets", "diffusion"},
+    {"datasets", "diffusion", "summary"},
     {"feature_store", "embedded"},
-    {"detector", "baselines"},
-    {"timesteps"},
+    {"detector"},
+    {"timesteps", "baselines"},
     {"runs"},
     {"__main__"},
 ]
