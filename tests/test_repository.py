@@ -97,15 +97,18 @@ def test_makefile_has_the_promised_targets():
 
 
 def test_readme_numbers_come_from_the_committed_tables():
-    metrics = pd.read_csv(ROOT / "results/reference-16/metrics.csv").set_index(["category", "method"])
-    intervals = pd.read_csv(ROOT / "results/reference-16/intervals.csv").set_index(["category", "method"])
+    summary = pd.read_csv(ROOT / "results/reference/summary.csv").set_index(["category", "method", "metric"])
     rows = re.findall(r"^\| (\w+) \| `([^`]+)` \|[^|]*\| (.*) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert len(rows) >= 14
+    assert len(rows) == summary.groupby(["category", "method"]).ngroups
+
+    def text(row) -> str:
+        return f"{row['mean']:.3f}" + (f" ± {row.sd:.3f}" if row.n_seeds > 1 else "")
+
     for category, method, cells in rows:
-        found = metrics.loc[(category, method)]
-        bounds = intervals.loc[(category, method)]
-        expected = [f"{found['I-AUROC']:.3f} [{bounds.lo:.3f}, {bounds.hi:.3f}]"]
-        expected += [f"{found[name]:.3f}" for name in ("P-AUROC", "AUPRO")]
+        image, *others = (summary.loc[(category, method, name)] for name in ("I-AUROC", "P-AUROC", "AUPRO"))
+        difference = "" if pd.isna(image["diff"]) else f"{image['diff']:+.3f}"
+        difference += "" if pd.isna(image.lo) else f" [{image.lo:+.3f}, {image.hi:+.3f}]"
+        expected = [text(image), difference, *map(text, others)]
         assert cells.split(" | ") == expected, (category, method)
 
 
