@@ -14,6 +14,7 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -177,6 +178,12 @@ STAGES: dict[str, Stage] = {
             "figures/normality_timesteps.*",
             "figures/normality_detection.*",
         ),
+        needs_labels=True,
+    ),
+    "08_ablations": Stage(
+        "Which of our choices matter?",
+        reads=("detectors/*/*/seed*/detector.json", "metrics.csv"),
+        writes=("ablation_training.csv", "ablation_definition.csv", "figures/ablations.*"),
         needs_labels=True,
     ),
     "09_tables": Stage(
@@ -455,7 +462,20 @@ class Run:
 
     def fit_detector(self, job: Job, progress: bool = True) -> OneStepDetector:
         """Train the job's detector, or load it if it was trained before on the same data, by the same code."""
-        folder, identity = self.detector_folder(job), self._identity(job)
+        return self._fit(job, self.settings, self.detector_folder(job), progress)
+
+    def fit_variant(self, job: Job, name: str, changes: Mapping[str, Any]) -> OneStepDetector:
+        """As :meth:`fit_detector`, with ``changes`` to the settings and kept apart, under variants/.
+        Raises ParameterError for changes that no detector can have."""
+        try:
+            settings = DetectorSettings(**(self.settings.model_dump() | dict(changes)))
+        except ValidationError as error:
+            raise ParameterError(f"variant {name}: {explain(error)}") from None
+        plain = re.sub(r"\W+", "-", name)
+        return self._fit(job, settings, self.folder / "variants" / self.dataset / job.name / f"seed{job.seed}" / plain)
+
+    def _fit(self, job: Job, settings: DetectorSettings, folder: Path, progress: bool = True) -> OneStepDetector:
+        identity = self._identity(job, settings)
         try:
             if read_json(folder / "detector.json")["meta"]["extra"] == identity:
                 detector = OneStepDetector.load(folder, self.parameters.device, self.cache)
@@ -463,7 +483,7 @@ class Run:
                 return detector
         except (StorageError, KeyError, TypeError):
             pass  # absent, damaged or another version's: trained again
-        detector = OneStepDetector(self.settings, job.seed, self.parameters.device, self.cache)
+        detector = OneStepDetector(settings, job.seed, self.parameters.device, self.cache)
         detector.fit(job.train, job.label if progress else None, checkpoint=folder / "checkpoint.json")
         detector.save(folder, identity)
         self._remove_checkpoints(folder)
@@ -479,17 +499,17 @@ class Run:
         folder = self.detector_folder(job)
         try:
             detector = OneStepDetector.load(folder, self.parameters.device, self.cache)
-            current = read_json(folder / "detector.json")["meta"]["extra"] == self._identity(job)
+            current = read_json(folder / "detector.json")["meta"]["extra"] == self._identity(job, self.settings)
         except StorageError as error:
             raise RunError(f"{error} Run 03_train for {job.label}.") from None
         if not current:
             raise RunError(f"{self.show(folder)} was trained on other data or by other code; run 03_train again")
         return detector
 
-    def _identity(self, job: Job) -> dict[str, Any]:
+    def _identity(self, job: Job, settings: DetectorSettings) -> dict[str, Any]:
         """What a detector must have been made from to be this job's."""
         return {
-            "settings": self.settings.model_dump(),
+            "settings": settings.model_dump(),
             "data": datasets.content_hash(job.train),
             "code": _code_hash(*WEIGHTS_CODE),
         }

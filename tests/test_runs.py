@@ -10,7 +10,7 @@ from PIL import Image
 
 from irf_lib import runs
 from irf_lib.__main__ import main
-from irf_lib.runs import CLAIM_COLUMNS, PRESETS, STAGES, Run, RunError
+from irf_lib.runs import CLAIM_COLUMNS, PRESETS, STAGES, ParameterError, Run, RunError
 
 # A detector that trains in a moment.
 TINY = {"steps": 2, "width": 64, "depth": 1, "backbone": "rgb", "image_size": 32, "feature_size": 4}
@@ -188,6 +188,22 @@ def test_a_detector_is_trained_once_and_not_trusted_for_other_data(tmp_path, mvt
         fresh.load_detector(fresh.jobs[0])
 
 
+def test_a_variant_is_kept_apart_and_trained_once(tmp_path, mvtec):
+    keywords = {"data": str(mvtec), "out": str(tmp_path / "out"), "settings": TINY | {"alpha": 0.5}, "device": "cpu"}
+    run = Run.open("00_start_here", **keywords)
+    job = run.jobs[0]
+    first = run.fit_variant(job, "steps / 2", {"steps": 1})
+    assert len(first.history) == 1 and not run.detector_folder(job).exists(), "the default is untouched"
+    (path,) = run.folder.glob("variants/**/detector.json")
+    written = path.stat().st_mtime_ns
+    assert run.fit_variant(job, "steps / 2", {"steps": 1}).train_seconds == first.train_seconds
+    assert path.stat().st_mtime_ns == written, "loaded, not trained again"
+    run.fit_variant(job, "steps / 2", {"steps": 2})
+    assert path.stat().st_mtime_ns != written, "the same name with other settings is another detector"
+    with pytest.raises(ParameterError, match="variant wide: .*head size 64"):
+        run.fit_variant(job, "wide", {"width": 100})
+
+
 def test_a_study_computes_a_piece_once(tmp_path, mvtec, monkeypatch):
     keywords = {"data": str(mvtec), "out": str(tmp_path / "out"), "settings": TINY | {"alpha": 0.5}, "device": "cpu"}
     run = Run.open("03_train", seeds=[0], **keywords)
@@ -289,7 +305,7 @@ def test_credit_names_the_licence(tmp_path, mvtec):
         (
             ["run", "-p", "imag=3"],
             2,
-            "no notebook has a parameter 'imag'; there are dip_category, dip_seeds, grid, image, toy",
+            "no notebook has a parameter 'imag'; there are ablation_categories, ablation_seeds, dip_category,",
         ),
         (["run", "-p", "image=first"], 2, "parameter image must be int, got 'first'"),
         (["run", "-p", "preset=quick"], 2, "preset has an option of its own"),
