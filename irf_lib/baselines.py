@@ -115,7 +115,6 @@ class InversionScorer:
         return ((self._terms(x0) - self.centre) / self.spread).sum(dim=1)
 
 
-@torch.no_grad()
 def reconstruction_error(detector: OneStepDetector, x0: Tensor, steps: int = 1) -> Tensor:
     """|x_0 - reconstruction|^2 / C at each location, (N, s, s): noise to the detector's t, then denoise.
 
@@ -124,18 +123,24 @@ def reconstruction_error(detector: OneStepDetector, x0: Tensor, steps: int = 1) 
     (arXiv 2312.06607), without DiAD's conditioning. ``steps`` evaluations an image; one fixed noise draw for all.
     Raises ValueError if t does not have that many steps in it.
     """
+    rebuilt = torch.cat([reconstruction_path(detector, part, steps)[-1][1] for part in x0.split(32)])
+    return (rebuilt - x0).square().mean(dim=1)
+
+
+@torch.no_grad()
+def reconstruction_path(detector: OneStepDetector, x0: Tensor, steps: int) -> list[tuple[int, Tensor]]:
+    """The states of :func:`reconstruction_error` as (timestep, (N, C, s, s)): the noised features, those after each
+    step, and last the reconstruction, at timestep 0. Raises ValueError as there."""
     if not 1 <= steps <= detector.settings.t:
         raise ValueError(f"steps must lie between 1 and t = {detector.settings.t}, got {steps}")
     times = [round(detector.settings.t * (steps - i) / steps) for i in range(steps)]
-    noisy, rebuilt = detector.network_input(x0, how="noised"), []
-    for x in noisy.split(32):
-        x = x.to(detector.device)
-        for t, s in pairwise([*times, None]):
-            eps_hat = detector.denoiser(x, torch.full((len(x),), t, device=x.device))
-            abar = detector.abar
-            x = predicted_x0(x, eps_hat, abar[t]) if s is None else inversion_step(x, eps_hat, t, s, abar)
-        rebuilt.append(x.float().cpu())
-    return (torch.cat(rebuilt) - x0).square().mean(dim=1)
+    states = [(times[0], detector.network_input(x0, how="noised"))]
+    for t, s in pairwise([*times, None]):
+        x = states[-1][1].to(detector.device)
+        eps_hat, abar = detector.denoiser(x, torch.full((len(x),), t, device=x.device)), detector.abar
+        x = predicted_x0(x, eps_hat, abar[t]) if s is None else inversion_step(x, eps_hat, t, s, abar)
+        states.append((s or 0, x.float().cpu()))
+    return states
 
 
 TIMES = (1, 10, 25, 50, 100, 150, 200, 300, 500, 700, 900)

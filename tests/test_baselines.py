@@ -84,6 +84,10 @@ def test_reconstruction_of_what_is_known(detector, at_origin, steps):
     noise = (detector.network_input(X0, how="noised") - abar[200].sqrt() * X0) / (1 - abar[200]).sqrt()
     perfect = with_denoiser(detector, lambda z, t: noise)
     assert baselines.reconstruction_error(perfect, X0, steps).abs().max() < 1e-6, "who knows the noise rebuilds x_0"
+    path = baselines.reconstruction_path(perfect, X0, steps)
+    assert [s for s, _ in path] == [round(200 * (steps - i) / steps) for i in range(steps + 1)]
+    for s, state in path[:-1]:
+        assert torch.allclose(state, abar[s].sqrt() * X0 + (1 - abar[s]).sqrt() * noise, atol=1e-5), "noised to s"
 
 
 def test_reconstruction_needs_room_for_its_steps(detector):
