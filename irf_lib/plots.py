@@ -7,6 +7,7 @@ Images are (3, H, W) float in [0, 1], masks (H, W) bool, maps (H, W) float.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -154,6 +155,77 @@ def score_densities(decisions: pd.DataFrame, thresholds: Mapping[str, float]) ->
         axis.set(xlabel="image score (nats)", yticks=[])
         axis.legend(frameon=False, fontsize=5)
     sns.despine(figure, left=True)
+    return figure
+
+
+def pipeline_strips(
+    image: np.ndarray,
+    mask: np.ndarray,
+    features: tuple[str, np.ndarray],
+    rows: Mapping[str, Sequence[tuple[str, np.ndarray]]],
+    maps: Mapping[str, np.ndarray],
+    credit: str,
+) -> Figure:
+    """One strip a pipeline: the image, its ``features``, the states of ``rows[name]`` and, last, its map.
+
+    States are (title, (s, s, 3) colours in [0, 1]); ``maps`` are title -> (H, W), one a row, with limits of their own;
+    the mask is outlined in image and maps. An arrow leads from each picture to the next.
+    """
+    columns = 3 + max(len(states) for states in rows.values())
+    cell = WIDTH / columns
+    figure, axes = plt.subplots(len(rows), columns, figsize=(WIDTH, len(rows) * (cell + 0.3) + 0.2))
+    for line, (name, states), (map_title, values) in zip(axes, rows.items(), maps.items(), strict=True):
+        for axis in line[2 + len(states) : -1]:
+            axis.set_visible(False)
+        show_image(line[0], image, mask, "image")
+        line[0].set_ylabel(name.replace(", ", "\n"), fontsize=6)
+        for axis, (title, colours) in zip(line[1:], [features, *states], strict=False):
+            axis.imshow(colours)
+            axis.set_title(title, fontsize=6)
+            _bare(axis)
+        line[-1].imshow(values, cmap=MAP_COLOURS)
+        line[-1].contour(mask, levels=[0.5], colors=["white"], linewidths=0.6)
+        line[-1].set_title(map_title, fontsize=6)
+        _bare(line[-1])
+        used = [*line[: 2 + len(states)], line[-1]]
+        for left, right in pairwise(used):
+            right.annotate(
+                "", xy=(-0.01, 0.5), xytext=(1.01, 0.5), xycoords=right.transAxes, textcoords=left.transAxes,
+                arrowprops={"arrowstyle": "-|>", "color": "0.4", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0},
+            )  # fmt: skip
+    _credit(figure, credit)
+    return figure
+
+
+def trajectories(table: pd.DataFrame, separation: pd.DataFrame) -> Figure:
+    """From the data space to the space of the field: ``table`` has anomalous, s, along and off, one row an image and
+    stage; ``separation`` has s, quantity, AUROC, lo and hi."""
+    figure, axes = plt.subplots(1, 3, figsize=(WIDTH, 2.7), sharey=True, width_ratios=(1, 1.3, 1))
+    first, last = table.s.min(), table.s.max()
+    colours = {False: GOOD, True: ANOMALOUS}
+    for axis, s, title in ((axes[0], first, "data space"), (axes[2], last, "IRF space")):
+        for anomalous, part in table[table.s == s].groupby("anomalous"):
+            label = f"{'anomalous' if anomalous else 'good'} (n = {len(part)})"
+            marker = "^" if anomalous else "o"
+            axis.scatter(part.along, part.off, s=8, color=colours[anomalous], alpha=0.7, marker=marker, label=label)
+        ((_, row),) = separation[(separation.s == s) & (separation.quantity == "off")].iterrows()
+        axis.set_title(f"{title}, s = {s}\nAUROC {row.AUROC:.3f} [{row.lo:.3f}, {row.hi:.3f}]", fontsize=7)
+        axis.set_xlabel("along the first axis (sd of good parts)", fontsize=7)
+    axes[0].legend(frameon=False, fontsize=6)
+    for anomalous, part in table.groupby("anomalous"):
+        for _, line in part.groupby("image"):
+            axes[1].plot(line.s, line.off, color=colours[anomalous], linewidth=0.4, alpha=0.35)
+        median = part.groupby("s").off.median()
+        axes[1].plot(median.index, median, "--" if anomalous else "-", color="black", linewidth=1.4,
+                     label="median, " + ("anomalous" if anomalous else "good"))  # fmt: skip
+    axes[1].set_title("one evaluation, any step s", fontsize=7)
+    axes[1].set_xlabel("timestep s of the inversion step", fontsize=7)
+    axes[1].legend(frameon=False, fontsize=6)
+    axes[0].set(yscale="log")
+    axes[0].set_ylabel("distance off the good parts", fontsize=7)
+    for axis in axes:
+        axis.tick_params(labelsize=7, which="both")
+    sns.despine(figure)
     return figure
 
 

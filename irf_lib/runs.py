@@ -198,6 +198,12 @@ STAGES: dict[str, Stage] = {
         writes=("figures/localisation.*", "figures/methods.*", "figures/timesteps.*"),
         needs_labels=True,
     ),
+    "11_pipelines": Stage(
+        "What happens to an image on its way to a score, in each pipeline?",
+        reads=("detectors/*/*/seed*/detector.json",),
+        writes=("trajectories.csv", "separation.csv", "figures/pipelines.*", "figures/trajectories.*"),
+        needs_labels=True,
+    ),
 }
 
 METRIC_COLUMNS = (
