@@ -99,7 +99,9 @@ def test_makefile_has_the_promised_targets():
 def test_readme_numbers_come_from_the_committed_tables():
     summary = pd.read_csv(ROOT / "results/reference/summary.csv").set_index(["category", "method", "metric"])
     rows = re.findall(r"^\| (\w+) \| `([^`]+)` \|[^|]*\| (.*) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert len(rows) == summary.groupby(["category", "method"]).ngroups
+    methods = {name for name in summary.index.unique("method") if "unified" not in name} | {"irf:unified"}
+    shown = summary[summary.index.get_level_values("method").isin(methods)]
+    assert {row[:2] for row in rows} == {key[:2] for key in shown.index}
 
     def text(row) -> str:
         return f"{row['mean']:.3f}" + (f" ± {row.sd:.3f}" if row.n_seeds > 1 else "")
