@@ -63,8 +63,8 @@ def _run(arguments: argparse.Namespace) -> int:
     root = project_root()
 
     def from_root(folder: str) -> str:
-        # Relative to the project, so that notebooks and provenance name no folder of this machine.
-        return os.path.relpath(Path(folder).expanduser().resolve(), root.resolve()) if folder else ""
+        # Relative to the project and not where a link leads: notebooks and provenance name no folder of this machine.
+        return os.path.relpath(os.path.abspath(Path(folder).expanduser()), root.resolve()) if folder else ""
 
     parameters = {
         "preset": arguments.preset,

@@ -321,6 +321,14 @@ def test_wrong_commands_start_nothing(tmp_path, capsys, monkeypatch, arguments, 
     assert message in error and error.startswith("error: ") and "Traceback" not in error
 
 
+def test_a_link_is_named_and_not_where_it_leads(tmp_path, mvtec, monkeypatch):
+    opened = []
+    monkeypatch.setattr(runs, "_execute", lambda run, *_: opened.append(run) or 0.0)
+    (tmp_path / "link").symlink_to(mvtec)
+    main(["run", "--data", str(tmp_path / "link"), "--out", str(tmp_path / "out"), "--only", "01"])
+    assert opened[0].parameters.data.endswith("/link") and opened[0].data_root.samefile(mvtec)
+
+
 def test_unknown_category_names_the_known_ones(tmp_path, mvtec, capsys, monkeypatch):
     monkeypatch.setattr(runs, "_execute", lambda *_: pytest.fail("a notebook was started"))
     assert main(["run", "--data", str(mvtec), "--category", "nutt", "--out", str(tmp_path / "out")]) == 2
