@@ -1,13 +1,14 @@
-# make reproduce | test | lab | lint. Needs Python 3.11+ and make; everything else goes into .venv.
+# make reproduce | bench | test | lab | lint. Needs Python 3.11+ and make; everything else goes into .venv.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: setup reproduce test lint lab clean help
+.PHONY: setup reproduce bench test lint lab clean help
 
 help:
 	@echo "make reproduce  set up .venv and run every notebook on the embedded data into results/quick"
+	@echo "make bench      time every part of a score and its rivals (a quarter of an hour) into results/reference"
 	@echo "make test       set up .venv and run the tests (notebooks included)"
 	@echo "make lab        open JupyterLab on the notebooks"
 	@echo "make lint       ruff on code and notebooks, and no outputs in notebooks"
@@ -28,6 +29,9 @@ $(READY): requirements.lock pyproject.toml
 
 reproduce: setup
 	$(BIN)/python -m irf_lib run --preset quick
+
+bench: setup
+	$(BIN)/python -m irf_lib run --preset reference --only 12 --force
 
 test: setup
 	$(BIN)/python -m pytest

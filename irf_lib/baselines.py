@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .detector import OneStepDetector
 from .irf import inversion_path, inversion_step, predicted_x0, sigma
+from .scorer import batch_size
 from .scoring import FullGaussian, StandardNormal, image_score, location_vectors
 
 # --- without a network --------------------------------------------------------------------------------------------
@@ -99,7 +100,9 @@ class InversionScorer:
     def latent(self, x0: Tensor) -> Tensor:
         """The noise estimate at the end of the path, (N, C, s, s): three evaluations of the network an image."""
         d = self.detector
-        parts = (inversion_path(d.denoiser, x.to(d.device), self.timesteps, d.abar) for x in x0.split(32))
+        parts = (
+            inversion_path(d.denoiser, x.to(d.device), self.timesteps, d.abar) for x in x0.split(batch_size(d.device))
+        )
         return torch.cat([path[-1][1].float().cpu() for path in parts])
 
     def nll(self, x0: Tensor) -> Tensor:
@@ -123,17 +126,25 @@ def reconstruction_error(detector: OneStepDetector, x0: Tensor, steps: int = 1) 
     (arXiv 2312.06607), without DiAD's conditioning. ``steps`` evaluations an image; one fixed noise draw for all.
     Raises ValueError if t does not have that many steps in it.
     """
-    rebuilt = torch.cat([reconstruction_path(detector, part, steps)[-1][1] for part in x0.split(32)])
+    rebuilt = torch.cat(
+        [reconstruction_path(detector, part, steps)[-1][1] for part in x0.split(batch_size(detector.device))]
+    )
     return (rebuilt - x0).square().mean(dim=1)
+
+
+def reconstruction_times(t: int, steps: int) -> list[int]:
+    """The timesteps at which a reconstruction from ``t`` in ``steps`` equal steps asks the network, high to low.
+    Raises ValueError if t does not have that many steps in it."""
+    if not 1 <= steps <= t:
+        raise ValueError(f"steps must lie between 1 and t = {t}, got {steps}")
+    return [round(t * (steps - i) / steps) for i in range(steps)]
 
 
 @torch.no_grad()
 def reconstruction_path(detector: OneStepDetector, x0: Tensor, steps: int) -> list[tuple[int, Tensor]]:
     """The states of :func:`reconstruction_error` as (timestep, (N, C, s, s)): the noised features, those after each
     step, and last the reconstruction, at timestep 0. Raises ValueError as there."""
-    if not 1 <= steps <= detector.settings.t:
-        raise ValueError(f"steps must lie between 1 and t = {detector.settings.t}, got {steps}")
-    times = [round(detector.settings.t * (steps - i) / steps) for i in range(steps)]
+    times = reconstruction_times(detector.settings.t, steps)
     states = [(times[0], detector.network_input(x0, how="noised"))]
     for t, s in pairwise([*times, None]):
         x = states[-1][1].to(detector.device)

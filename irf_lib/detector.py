@@ -40,7 +40,9 @@ from .diffusion import (
 )
 from .feature_store import FeatureStore
 from .features import BackboneError, build_backbone, channel_statistics
+from .folding import fold
 from .irf import inverse_residual_field, network_input, predicted_x0
+from .scorer import Scorer, batch_size
 from .scoring import DENSITIES, Density, anomaly_map, conformal_p_values, conformal_threshold, image_score
 from .storage import StorageError, load_tensors, save_tensors
 
@@ -61,7 +63,7 @@ class DetectorSettings(TrainSettings):
     precondition: bool = True  # start the denoiser at the Gaussian optimum of the training features
     t: int = Field(200, ge=0, lt=T)  # the timestep of the one evaluation
     input: Literal["clean", "scaled", "noised"] = "scaled"
-    density: Literal["standard", "diagonal", "full", "location", "local"] = "local"
+    density: Literal["standard", "diagonal", "full", "location", "local"] = "full"
     image_score: str = "top10"
     alpha: float = Field(0.05, gt=0, lt=1)  # false-alarm rate on normal images
     calibration: float = Field(0.1, gt=0, lt=1)  # share of the normal images held out; at least 20 where there are 60
@@ -231,19 +233,20 @@ class OneStepDetector:
         return (self.raw_features(images, progress) - self.mean) / self.std
 
     @torch.no_grad()
-    def fields(self, x0: Tensor, t: int | None = None, how: str | None = None, batch_size: int = 32) -> Tensor:
+    def fields(self, x0: Tensor, t: int | None = None, how: str | None = None) -> Tensor:
         """The inverse residual field of ``x0``, (N, C, s, s): one evaluation of the network for each image.
 
         At the settings' timestep and input, or at ``t`` and ``how``.
         """
-        t, how, eps = self._reading(x0, t, how)
-        batches = (batch.to(self.device) for batch in x0.split(batch_size))
-        parts = [inverse_residual_field(self.denoiser, x, t, self.abar, how, eps).float().cpu() for x in batches]
-        return torch.cat(parts) if parts else torch.empty_like(x0)
+        t, how, eps = self._reading(x0.shape[1:], t, how)
+        at_t = fold(self.denoiser, t)
+        batches = (batch.to(self.device) for batch in x0.split(batch_size(self.device)))
+        parts = [inverse_residual_field(lambda z, _: at_t(z), x, t, self.abar, how, eps).cpu() for x in batches]
+        return torch.cat(parts)
 
     def network_input(self, x0: Tensor, t: int | None = None, how: str | None = None) -> Tensor:
         """What the network is shown for ``x0``, on the CPU: the features themselves, scaled, or noised."""
-        t, how, eps = self._reading(x0, t, how)
+        t, how, eps = self._reading(x0.shape[1:], t, how)
         return network_input(x0, t, self.abar.cpu(), how, None if eps is None else eps.cpu())
 
     def denoised(self, x0: Tensor, fields: Tensor, t: int | None = None, how: str | None = None) -> Tensor:
@@ -252,33 +255,58 @@ class OneStepDetector:
         abar_t = self.abar[self.settings.t if t is None else t].cpu()
         return predicted_x0(self.network_input(x0, t, how), fields, abar_t)
 
-    def _reading(self, x0: Tensor, t: int | None, how: str | None) -> tuple[int, str, Tensor | None]:
-        """(timestep, input, noise or None), the settings' where None."""
+    def _reading(self, shape: Sequence[int], t: int | None, how: str | None) -> tuple[int, str, Tensor | None]:
+        """(timestep, input, noise (1, *shape) or None), the settings' where None."""
         t, how = self.settings.t if t is None else t, how or self.settings.input
         if how != "noised":
             return t, how, None
         # One fixed draw for every image that this detector ever sees: it cannot carry a label, whatever the order of
         # the images, and a score does not depend on the batch it was computed in.
         generator = torch.Generator().manual_seed(self.seed)
-        return t, how, torch.randn((1, *x0.shape[1:]), generator=generator).to(self.device)
+        return t, how, torch.randn((1, *shape), generator=generator).to(self.device)
+
+    def scorer(self, precision: Literal["fp32", "bf16"] = "fp32") -> Scorer:
+        """Images to scores and maps on the detector's device, with everything that can be worked out beforehand done.
+
+        For many calls; :meth:`score` and :meth:`nll` use one. ``precision`` is that of the DiT's matrix products.
+        """
+        self._require_fit()
+        s, backbone = self.settings, self.store.backbone
+        t, how, noise = self._reading((backbone.channels, s.feature_size, s.feature_size), None, None)
+        return Scorer.on_device(
+            self.device,
+            backbone=backbone,
+            mean=self.mean,
+            std=self.std,
+            denoiser=fold(self.denoiser, t, {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]),
+            density=self.density,
+            abar=self.abar,
+            t=t,
+            input=how,
+            noise=noise,
+            rule=s.image_score,
+            image_size=s.image_size,
+        )
 
     def nll(self, x0: Tensor) -> Tensor:
         """-log density of the field at each location, (N, s, s), in nats."""
-        self._require_fit()
-        fields = self.fields(x0)
-        return self.density.nll(fields, self.denoised(x0, fields))
+        return self.scorer().nll(x0).cpu()
 
     def score(self, images: Sequence[Path] | np.ndarray, progress: str | None = None) -> Scores:
         """Scores, maps, p-values and verdicts of ``images`` (paths, or an array (N, 3, H, W) in [0, 1])."""
+        if isinstance(images, np.ndarray):
+            return self._verdicts(*self.scorer()(torch.from_numpy(images)))
         return self.score_features(self.features(images, progress))
 
     def score_features(self, x0: Tensor) -> Scores:
         """As :meth:`score`, from standardised features (N, C, s, s)."""
         nll = self.nll(x0)
-        scores = image_score(nll, self.settings.image_score).double().numpy()
-        p_values = conformal_p_values(self.calibration_scores, scores)
-        maps = anomaly_map(nll, self.settings.image_size).numpy()
-        return Scores(scores, maps, p_values, scores > self.threshold)
+        return self._verdicts(image_score(nll, self.settings.image_score), anomaly_map(nll, self.settings.image_size))
+
+    def _verdicts(self, scores: Tensor, maps: Tensor) -> Scores:
+        numbers = scores.cpu().double().numpy()
+        p_values = conformal_p_values(self.calibration_scores, numbers)
+        return Scores(numbers, maps.cpu().numpy(), p_values, numbers > self.threshold)
 
     def _require_fit(self) -> None:
         if self.density is None:

@@ -1,7 +1,7 @@
 """The DDPM: noise schedule, denoisers behind one call, and training as a generator.
 
 Contract for every denoiser: ``denoiser(x, t) -> eps``, x and eps (B, C, s, s) float, t (B,) long in 0..T-1.
-The objective is the simple DDPM loss (Ho et al. 2020, arXiv 2006.11239, Eq. 14): plain MSE on eps, t uniform,
+The objective is the simple DDPM loss (Ho et al. 2020, arXiv 2006.11239, Eq. 14): plain MSE on eps, mean over uniform t,
 unconditional. Schedule and networks are diffusers'.
 """
 
@@ -85,6 +85,13 @@ class DiT(nn.Module):
     def last_layer(self) -> nn.Module:
         return self.net.proj_out_2
 
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """The weights of attention and feed-forward layers: what Muon is for. Not the modulations and the two ends."""
+        layers = (
+            m for block in self.net.transformer_blocks for part in (block.attn1, block.ff) for m in part.modules()
+        )
+        return [layer.weight for layer in layers if isinstance(layer, nn.Linear)]
+
 
 class UNet(nn.Module):
     """diffusers' UNet: ``depth`` resolutions, attention at the coarsest. Same contract as :class:`DiT`; no patches."""
@@ -113,6 +120,10 @@ class UNet(nn.Module):
     @property
     def last_layer(self) -> nn.Module:
         return self.net.conv_out
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """None: a UNet is nearly all convolutions."""
+        return []
 
 
 class Preconditioned(nn.Module):
@@ -152,6 +163,10 @@ class Preconditioned(nn.Module):
         self.gain.copy_((1 - abar).sqrt() / noise_var)
         self.rest.copy_(error.clamp_min(1e-6).sqrt())
 
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """Those of its network."""
+        return [] if self.net is None else self.net.hidden_matrices()
+
     def gaussian(self, x: Tensor, t: Tensor) -> Tensor:
         """The first term alone: the Gaussian optimum at every location, with no network in it."""
         with torch.autocast(x.device.type, enabled=False):  # a small matrix product that bf16 would make coarse
@@ -160,7 +175,8 @@ class Preconditioned(nn.Module):
             return torch.einsum("bkhw,ck->bchw", rotated, self.basis)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.gaussian(x, t) + self.rest[t].view(-1, 1, 1, 1) * self.net(x, t)
+        gaussian = self.gaussian(x, t)
+        return gaussian if self.net is None else gaussian + self.rest[t].view(-1, 1, 1, 1) * self.net(x, t)
 
 
 def gaussian_optimum(x0: Tensor, device: torch.device | str = "cpu") -> Denoiser:
@@ -170,7 +186,7 @@ def gaussian_optimum(x0: Tensor, device: torch.device | str = "cpu") -> Denoiser
     """
     model = Preconditioned(None, x0.shape[1])
     model.fit_gaussian(x0)
-    return model.to(device).gaussian
+    return model.to(device)
 
 
 DENOISERS: dict[str, Callable[..., nn.Module]] = {"dit": DiT, "unet": UNet}
@@ -199,11 +215,14 @@ class TrainSettings(BaseModel):
     steps: int = Field(600, ge=1)  # optimiser steps
     epochs: int = Field(0, ge=0)  # if not 0, replaces steps: passes over the images
     batch_size: int = Field(16, ge=1)  # images a step, drawn with replacement
-    lr: float = Field(1e-3, gt=0)  # peak learning rate
+    optimizer: Literal["muon", "adamw"] = "muon"  # muon: for a DiT's hidden matrices, AdamW for all the rest
+    lr: float = Field(2e-3, gt=0)  # AdamW's peak learning rate
+    muon_lr: float = Field(0.05, gt=0)  # Muon's
     warmup: float = Field(0.05, ge=0, le=1)  # share of the steps
     ema: float = Field(0.1, gt=0, le=1)  # time constant, as a share of the steps
     weight_decay: float = Field(0.0, ge=0)
     grad_clip: float = Field(1.0, gt=0)  # largest gradient norm
+    importance: float = Field(0.9, ge=0, lt=1)  # share of timesteps drawn where there is more to learn; 0 is uniform
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 autocast where the device computes in it
 
     @property
@@ -221,8 +240,8 @@ class TrainStep:
     """One optimiser step's statistics."""
 
     step: int  # 1..steps
-    loss: float  # MSE on eps, mean over the batch and all elements; 1.0 is what predicting zero gives
-    lr: float
+    loss: float  # MSE on eps, an unbiased estimate of its mean over uniform t; 1.0 is what predicting zero gives
+    lr: float  # AdamW's
     grad_norm: float  # before clipping
     seconds: float  # spent training so far, the time of earlier sessions of a resumed run included
 
@@ -248,19 +267,60 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return precision
 
 
-def training_batch(x0: Tensor, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw ``(x_0, t, eps)`` for one step: images with replacement, t uniform, noise per image. All on the CPU,
-    so that a seed means the same draws on every device. Shapes (B, C, s, s), (B,), (B, C, s, s)."""
+def timestep_probabilities(denoiser: nn.Module, importance: float) -> Tensor:
+    """How often each timestep is drawn in training, (T,) float64 summing to 1.
+
+    A share ``importance`` of the draws follows c_t^2, the loss that a :class:`Preconditioned` network's Gaussian start
+    leaves at t, and the rest is uniform; without such a start all of it is. With weights 1 / (T p_t) the expected loss
+    is the same for every choice, and its gradient least noisy where draws follow the loss: importance sampling as in
+    Nichol and Dhariwal 2021 (arXiv 2102.09672, Sec. 3.3), with the loss known in closed form instead of tracked. Drawn
+    uniformly, more than half of the timesteps would be ones at which hardly any loss is left.
+    """
+    uniform = torch.full((T,), 1 / T, dtype=torch.float64)
+    if not isinstance(denoiser, Preconditioned):
+        return uniform
+    loss = denoiser.rest.detach().cpu().double().square()
+    return importance * loss / loss.sum() + (1 - importance) * uniform
+
+
+def training_batch(
+    x0: Tensor, batch_size: int, generator: torch.Generator, probabilities: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw ``(x_0, t, eps)`` for one step: images with replacement, t by ``probabilities`` (T,) or uniform, noise per
+    image. All on the CPU, so that a seed means the same draws on every device. Shapes (B, C, s, s), (B,), (B, C, s, s).
+    """
     index = torch.randint(len(x0), (batch_size,), generator=generator)
-    t = torch.randint(T, (batch_size,), generator=generator)
+    if probabilities is None:
+        t = torch.randint(T, (batch_size,), generator=generator)
+    else:
+        t = torch.multinomial(probabilities, batch_size, replacement=True, generator=generator)
     eps = torch.randn((batch_size, *x0.shape[1:]), generator=generator)
     return x0[index], t, eps
 
 
-def ddpm_loss(denoiser: nn.Module, x0: Tensor, t: Tensor, eps: Tensor, abar: Tensor) -> Tensor:
-    """|eps - eps_theta(sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps, t)|^2, mean over everything."""
+def ddpm_loss(
+    denoiser: nn.Module, x0: Tensor, t: Tensor, eps: Tensor, abar: Tensor, weight: Tensor | None = None
+) -> Tensor:
+    """|eps - eps_theta(sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps, t)|^2, mean over everything; each image times its
+    ``weight`` (B,) if given."""
     x_t = noised(x0, eps, abar[t].view(-1, 1, 1, 1))
-    return nn.functional.mse_loss(denoiser(x_t, t).float(), eps)
+    error = (denoiser(x_t, t).float() - eps).square().mean(dim=(1, 2, 3))  # (B,)
+    return (error if weight is None else weight * error).mean()
+
+
+def build_optimizers(denoiser: nn.Module, settings: TrainSettings) -> list[torch.optim.Optimizer]:
+    """AdamW for every parameter; or, with ``optimizer`` muon, Muon for the hidden matrices and AdamW for the rest.
+
+    Muon makes each update of a matrix orthogonal (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural
+    networks"; Liu et al. 2025, arXiv 2502.16982). PyTorch's own, on any module with ``hidden_matrices()``.
+    """
+    hidden = denoiser.hidden_matrices() if settings.optimizer == "muon" and hasattr(denoiser, "hidden_matrices") else []
+    chosen = {id(weight) for weight in hidden}
+    rest = [parameter for parameter in denoiser.parameters() if id(parameter) not in chosen]
+    adamw = torch.optim.AdamW(rest, lr=settings.lr, weight_decay=settings.weight_decay, betas=(0.9, 0.99))
+    if not hidden:
+        return [adamw]
+    return [adamw, torch.optim.Muon(hidden, lr=settings.muon_lr, weight_decay=settings.weight_decay)]
 
 
 def train(
@@ -287,15 +347,14 @@ def train(
     device, settings = torch.device(device), settings.for_images(len(x0))
     precision = resolve_precision(settings.precision, device)
     generator = torch.Generator().manual_seed(seed)
-    abar = alpha_bars(device)
+    abar, probabilities = alpha_bars(device), timestep_probabilities(denoiser, settings.importance)
+    weights = (1 / (T * probabilities)).to(device, torch.float32)
     denoiser.to(device).train()
     ema = AveragedModel(denoiser, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=True)
-    optimizer = torch.optim.AdamW(
-        denoiser.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, betas=(0.9, 0.99)
-    )
+    optimizers = build_optimizers(denoiser, settings)
     warmup_steps = max(1, round(settings.warmup * settings.steps))
-    scheduler = get_cosine_schedule_with_warmup(optimizer, warmup_steps, settings.steps)
-    state = _TrainState(denoiser, ema, optimizer, scheduler, generator)
+    schedulers = [get_cosine_schedule_with_warmup(one, warmup_steps, settings.steps) for one in optimizers]
+    state = _TrainState(denoiser, ema, optimizers, schedulers, generator)
     recipe = settings.model_dump(include=set(TrainSettings.model_fields)) | {"precision": precision}
     network = {name: list(tensor.shape) for name, tensor in denoiser.state_dict().items()}
     code = f"{file_sha256(Path(__file__))} torch {torch.__version__}"
@@ -305,17 +364,18 @@ def train(
     earlier_seconds = done[-1].seconds if done else 0.0
     start = saved = time.monotonic()
     for step in range(len(done) + 1, settings.steps + 1):
-        batch, t, eps = (v.to(device) for v in training_batch(x0, settings.batch_size, generator))
+        draw = training_batch(x0, settings.batch_size, generator, probabilities)
+        batch, t, eps = (v.to(device) for v in draw)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            loss = ddpm_loss(denoiser, batch, t, eps, abar)
-        optimizer.zero_grad(set_to_none=True)
+            loss = ddpm_loss(denoiser, batch, t, eps, abar, weights[t])
+        denoiser.zero_grad(set_to_none=True)
         loss.backward()
         grad_norm = nn.utils.clip_grad_norm_(denoiser.parameters(), settings.grad_clip)
-        lr = scheduler.get_last_lr()[0]
+        lr = schedulers[0].get_last_lr()[0]
         if not math.isfinite(loss.item()):
             raise FloatingPointError(f"the loss is {loss.item()} at step {step}; lower lr (now {settings.lr})")
-        optimizer.step()
-        scheduler.step()
+        for one in (*optimizers, *schedulers):
+            one.step()
         ema.update_parameters(denoiser)
         now = time.monotonic()
         done.append(TrainStep(step, loss.item(), lr, float(grad_norm), earlier_seconds + now - start))
@@ -330,15 +390,16 @@ def train(
 class _TrainState:
     """Everything a resumed run needs to go on as if it had never stopped."""
 
-    def __init__(self, denoiser, ema, optimizer, scheduler, generator):
-        self.denoiser, self.ema, self.optimizer = denoiser, ema, optimizer
-        self.scheduler, self.generator = scheduler, generator
+    def __init__(self, denoiser, ema, optimizers, schedulers, generator):
+        self.denoiser, self.ema, self.optimizers = denoiser, ema, optimizers
+        self.schedulers, self.generator = schedulers, generator
 
     def save(self, path: Path, fingerprint: dict, done: list[TrainStep]) -> None:
         tensors = {f"net.{k}": v for k, v in self.denoiser.state_dict().items()}
         tensors |= {f"ema.{k}": v for k, v in self.ema.state_dict().items()}
-        for i, slots in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"opt.{i}.{k}": v for k, v in slots.items()}
+        for n, optimizer in enumerate(self.optimizers):
+            for i, slots in optimizer.state_dict()["state"].items():
+                tensors |= {f"opt.{n}.{i}.{k}": v for k, v in slots.items()}
         tensors |= {"generator": self.generator.get_state(), "history": pack_history(done)}
         save_tensors(path, tensors, {"fingerprint": fingerprint})
 
@@ -360,18 +421,20 @@ class _TrainState:
                 part[head][rest] = tensor
         self.denoiser.load_state_dict(part["net"])
         self.ema.load_state_dict(part["ema"])
-        optimizer = self.optimizer.state_dict()
-        for key, tensor in part["opt"].items():
-            i, _, slot = key.partition(".")
-            optimizer["state"].setdefault(int(i), {})[slot] = tensor
-        self.optimizer.load_state_dict(optimizer)
-        # The schedule is a pure function of the step count, so it is replayed rather than stored.
-        self.scheduler.load_state_dict(self.scheduler.state_dict() | {"last_epoch": len(done)})
-        for group, lr_lambda, base in zip(
-            self.optimizer.param_groups, self.scheduler.lr_lambdas, self.scheduler.base_lrs, strict=True
-        ):
-            group["lr"] = base * lr_lambda(len(done))
-        self.scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+        for n, (optimizer, scheduler) in enumerate(zip(self.optimizers, self.schedulers, strict=True)):
+            slots = optimizer.state_dict()
+            for key, tensor in part["opt"].items():
+                which, i, slot = key.split(".", 2)
+                if int(which) == n:
+                    slots["state"].setdefault(int(i), {})[slot] = tensor
+            optimizer.load_state_dict(slots)
+            # The schedule is a pure function of the step count, so it is replayed rather than stored.
+            scheduler.load_state_dict(scheduler.state_dict() | {"last_epoch": len(done)})
+            for group, lr_lambda, base in zip(
+                optimizer.param_groups, scheduler.lr_lambdas, scheduler.base_lrs, strict=True
+            ):
+                group["lr"] = base * lr_lambda(len(done))
+            scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
         self.generator.set_state(tensors["generator"])
         return done
 

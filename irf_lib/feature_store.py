@@ -59,7 +59,7 @@ class FeatureStore:
         """Features of images (N, 3, H, W) float in [0, 1] already in memory; never cached. Returned on the CPU."""
         device = self.backbone.mean.device
         batches = torch.as_tensor(images, dtype=torch.float32).split(batch_size)
-        return torch.cat([self.backbone(batch.to(device)).float().cpu() for batch in batches])
+        return torch.cat([self.backbone(batch.to(device)).float().cpu() for batch in batches]).contiguous()
 
     def _entry(self, path: Path) -> Path:
         digest = file_sha256(path)

@@ -136,16 +136,18 @@ def pixel_metrics(maps: np.ndarray, masks: np.ndarray, fpr_limit: float = FPR_LI
     the share of the component above the threshold) against the false-positive rate over all normal pixels of all
     images, from 0 to ``fpr_limit``, divided by ``fpr_limit``.
     """
-    for index, one in enumerate(maps):  # one map at a time: a full boolean copy would cost a quarter of the maps
-        _require_finite(f"map {index}", one)
     n_defect = int(np.count_nonzero(masks))
     if n_defect == 0 or n_defect == masks.size:
+        _require_finite_maps(maps)
         kind = "no pixel" if n_defect == 0 else "every pixel"
         warnings.warn(f"{kind} is marked as a defect: the pixel metrics are not defined", stacklevel=3)
         return dict.fromkeys(PIXEL_METRICS, math.nan)
 
-    normal = np.sort(maps[~masks])
     defect = maps[masks]
+    normal = _sorted_outside(maps, masks)[: masks.size - n_defect]
+    # Sorted, what is not finite lies at the ends: no pass over all pixels is spent on looking for it.
+    if not (np.isfinite(normal[[0, -1]]).all() and np.isfinite(defect).all()):
+        _require_finite_maps(maps)
     order = np.argsort(defect)[::-1]
     defect, weight = defect[order], _overlap_weights(masks)[order]
 
@@ -165,6 +167,22 @@ def pixel_metrics(maps: np.ndarray, masks: np.ndarray, fpr_limit: float = FPR_LI
         "P-F1max": float(f1.max()),
         "AUPRO": _area_to(fpr_limit, above, at_least, overlap, len(normal)) / fpr_limit,
     }
+
+
+def _sorted_outside(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """All values of ``maps`` in order, those of marked pixels replaced by infinity, so that they come last.
+
+    Gathering the unmarked pixels first would cost as much as a good part of the sort.
+    """
+    values = np.array(maps, dtype=maps.dtype if maps.dtype.kind == "f" else np.float64, order="C").reshape(-1)
+    values[masks.reshape(-1)] = np.inf
+    values.sort()
+    return values
+
+
+def _require_finite_maps(maps: np.ndarray) -> None:
+    for index, one in enumerate(maps):  # one map at a time: a full boolean copy would cost a quarter of the maps
+        _require_finite(f"map {index}", one)
 
 
 def _overlap_weights(masks: np.ndarray) -> np.ndarray:

@@ -299,6 +299,43 @@ def difference_points(table: pd.DataFrame, label: str, n: Mapping[str, int]) -> 
     return figure
 
 
+def cost_bars(parts: pd.DataFrame, marks: pd.DataFrame, label: str) -> Figure:
+    """One bar a row, stacked from the columns of ``parts``; the columns of ``marks`` are drawn as lines across it."""
+    figure, axis = plt.subplots(figsize=(WIDTH, 0.45 * len(parts) + 1.1))
+    y, left = np.arange(len(parts)), np.zeros(len(parts))
+    for colour, (name, widths) in zip(sns.color_palette("colorblind"), parts.items(), strict=False):
+        axis.barh(y, widths, left=left, height=0.55, color=colour, label=name)
+        left = left + widths.to_numpy()
+    for style, (name, values) in zip(("--", "-"), marks.items(), strict=False):
+        for where, value in zip(y, values, strict=True):
+            axis.plot([value, value], [where - 0.4, where + 0.4], color="0.1", ls=style, lw=1.4, label=name)
+    axis.set_yticks(y, [f"{parts.index.name} {one}" for one in parts.index])
+    axis.set_xlabel(label)
+    handles = dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=6, frameon=False, fontsize=7)
+    sns.despine(figure)
+    return figure
+
+
+def ratio_points(table: pd.DataFrame, label: str) -> Figure:
+    """A point with its interval for each row (ratio, batch, value, lo, hi), on a log scale with 1 marked."""
+    names = list(dict.fromkeys(table.ratio))[::-1]
+    figure, axis = plt.subplots(figsize=(WIDTH, 0.3 * len(names) + 0.9))
+    axis.axvline(1, color="0.6", lw=0.8)
+    groups = table.groupby("batch")
+    for shift, colour, (batch, part) in zip(
+        np.linspace(0.2, -0.2, len(groups)), sns.color_palette("colorblind"), groups, strict=False
+    ):
+        y = [names.index(name) + shift for name in part.ratio]
+        reach = [part.value - part.lo, part.hi - part.value]
+        axis.errorbar(part.value, y, xerr=reach, fmt="o", ms=3, lw=1, color=colour, label=f"batch {batch}")
+    axis.set(xscale="log", xlabel=label)
+    axis.set_yticks(range(len(names)), names, fontsize=7)
+    axis.legend(frameon=False, fontsize=7)
+    sns.despine(figure)
+    return figure
+
+
 def timestep_curves(metrics: pd.DataFrame, columns: Sequence[str], default_t: int) -> Figure:
     """One panel a metric: the metric against t, a line a category (mean and range over seeds), ``default_t`` marked."""
     figure, axes = plt.subplots(1, len(columns), figsize=(WIDTH, 2.2), squeeze=False)

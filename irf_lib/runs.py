@@ -66,7 +66,7 @@ PRESETS: dict[str, Preset] = {
     "quick": Preset(
         "the embedded data in minutes on two CPU cores; what CI runs",
         seeds=(0,),
-        settings={"feature_size": 16, "patch_size": 1, "steps": 120, "width": 128, "depth": 3},
+        settings={"feature_size": 16, "patch_size": 1, "steps": 60, "width": 128, "depth": 3},
     ),
     "reference": Preset("real data on a CPU: a quarter of an hour a category and seed", seeds=(0, 1, 2), settings={}),
     "paper": Preset(
@@ -77,10 +77,10 @@ PRESETS: dict[str, Preset] = {
             "feature_size": 16,
             "patch_size": 1,
             "input": "clean",
-            "density": "full",
             "width": 2048,
             "depth": 16,
             "precondition": False,
+            "optimizer": "adamw",
             "epochs": 300,
             "batch_size": 32,
             "lr": 5e-5,
@@ -204,6 +204,17 @@ STAGES: dict[str, Stage] = {
         writes=("trajectories.csv", "separation.csv", "figures/pipelines.*", "figures/trajectories.*"),
         needs_labels=True,
     ),
+    "12_speed": Stage(
+        "What does one network evaluation cost, and what do more cost?",
+        writes=(
+            "benchmark.csv",
+            "benchmark_rounds.csv",
+            "speed_targets.csv",
+            "claims.csv",
+            "figures/cost_parts.*",
+            "figures/cost_rivals.*",
+        ),
+    ),
 }
 
 METRIC_COLUMNS = (
@@ -215,7 +226,9 @@ VERDICTS = ("holds", "holds under a stated condition", "does not hold", "not tes
 CLAIM_COLUMNS = ("claim", "statement", "evidence", "verdict", "interval", "n", "dataset", "unified", "notebook")
 
 # The modules that a detector's weights, density and threshold depend on.
-WEIGHTS_CODE = ("detector", "diffusion", "irf", "scoring", "features", "feature_store", "datasets")
+WEIGHTS_CODE = (
+    "detector", "scorer", "folding", "diffusion", "irf", "scoring", "features", "feature_store", "datasets",
+)  # fmt: skip
 
 # The packages whose versions a result depends on, for its provenance.
 PACKAGES = ("torch", "diffusers", "numpy", "scipy", "scikit-learn")

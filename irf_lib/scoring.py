@@ -4,13 +4,15 @@ Fields are (N, C, s, s). A density gives the negative log-likelihood (nll, in na
 (N, s, s); high means anomalous. Nothing here ever sees a test set's statistics.
 
 Every density is fitted by ``fit(fields, estimate)`` and read by ``nll(fields, estimate)``, where ``estimate`` (N, C, s,
-s) is the network's denoised estimate that belongs to the fields. Only :class:`LocalScaleGaussian` looks at it.
+s) is the network's denoised estimate that belongs to the fields. Only :class:`LocalScaleGaussian` looks at it, as its
+``reads_estimate`` says.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -32,6 +34,8 @@ def location_vectors(fields: Tensor) -> Tensor:
 class StandardNormal:
     """N(0, I): what the forward process's noise is, and what an ideal noise estimate of normal data would be."""
 
+    reads_estimate: ClassVar[bool] = False
+
     @classmethod
     def fit(cls, fields: Tensor, estimate: Tensor | None = None, shrinkage: float = 0.0) -> StandardNormal:
         return cls()
@@ -45,6 +49,7 @@ class StandardNormal:
 class DiagonalGaussian:
     """N(mu, diag(var)), one for all locations. ``mean`` and ``var``: (1, C, 1, 1)."""
 
+    reads_estimate: ClassVar[bool] = False
     mean: Tensor
     var: Tensor
 
@@ -65,6 +70,7 @@ class LocationGaussian:
     only N samples a location.
     """
 
+    reads_estimate: ClassVar[bool] = False
     mean: Tensor
     var: Tensor
 
@@ -85,6 +91,7 @@ class FullGaussian:
     ``mean``: (C,), ``whitener``: (C, C) = L^-1 with S = L L^T, ``log_det``: () = log |S|.
     """
 
+    reads_estimate: ClassVar[bool] = False
     mean: Tensor
     whitener: Tensor
     log_det: Tensor
@@ -123,6 +130,7 @@ class LocalScaleGaussian:
     ``weights`` (2 C,) and ``bias`` () give log v.
     """
 
+    reads_estimate: ClassVar[bool] = True
     mean: Tensor
     whitener: Tensor
     log_det: Tensor
@@ -153,8 +161,10 @@ class LocalScaleGaussian:
 
     def log_scale(self, estimate: Tensor) -> Tensor:
         """log v(h) at each location; (N, C, s, s) -> (N, s, s)."""
-        parts = [(_content(h) @ self.weights + self.bias).view(len(h), *h.shape[2:]) for h in estimate.split(32)]
-        return torch.cat(parts) if parts else estimate.new_empty(0, *estimate.shape[2:])
+        linear, quadratic = self.weights.split(estimate.shape[1])
+        parts = [location_vectors(h) @ linear + _square(location_vectors(h)) @ quadratic for h in estimate.split(8)]
+        log_v = torch.cat(parts) + self.bias if parts else estimate.new_empty(0)
+        return log_v.view(len(estimate), *estimate.shape[2:])
 
     def nll(self, fields: Tensor, estimate: Tensor) -> Tensor:
         log_v, channels = self.log_scale(estimate), fields.shape[1]
@@ -163,9 +173,13 @@ class LocalScaleGaussian:
 
 
 def _content(estimate: Tensor) -> Tensor:
-    # Squares grow without bound on an image that is unlike any good part; 25 is five standard deviations.
     vectors = location_vectors(estimate)
-    return torch.cat([vectors, vectors.square().clamp(max=25)], dim=1)
+    return torch.cat([vectors, _square(vectors)], dim=1)
+
+
+def _square(vectors: Tensor) -> Tensor:
+    # Squares grow without bound on an image that is unlike any good part; 25 is five standard deviations.
+    return vectors.square().clamp_(max=25)
 
 
 def _shrunk_variance(var: Tensor, shrinkage: float) -> Tensor:

@@ -256,12 +256,12 @@ def plain_network(detector: OneStepDetector, x0: Tensor, steps: int) -> nn.Modul
 
 
 def one_timestep_network(detector: OneStepDetector, x0: Tensor, t: int, steps: int) -> nn.Module:
-    """A preconditioned network that has seen no timestep but ``t`` in training; AdamW at half the settings' rate."""
+    """A preconditioned network that has seen no timestep but ``t``; AdamW at a quarter of the settings' rate."""
     net = detector.new_denoiser(precondition=True)
     net.fit_gaussian(x0)
     net.to(detector.device).train()
     settings, generator = detector.settings, torch.Generator().manual_seed(detector.seed)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=settings.lr / 2)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=settings.lr / 4)
     for _ in range(steps):
         batch, _, eps = (one.to(detector.device) for one in training_batch(x0, settings.batch_size, generator))
         loss = ddpm_loss(net, batch, torch.full((len(batch),), t, device=detector.device), eps, detector.abar)

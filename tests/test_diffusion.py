@@ -142,6 +142,44 @@ def test_a_foreign_or_damaged_checkpoint_is_not_trusted(tmp_path, change):
     assert torch.equal(weights(model), trained(seed=seed, settings=settings)[0]), "started from the beginning"
 
 
+def preconditioned():
+    model = diffusion.Preconditioned(tiny(), X0.shape[1])
+    model.fit_gaussian(X0)
+    return model
+
+
+def test_timesteps_are_drawn_where_loss_is_left():
+    assert torch.allclose(diffusion.timestep_probabilities(tiny(), 0.9), torch.full((1000,), 1e-3, dtype=torch.float64))
+    model = preconditioned()
+    p = diffusion.timestep_probabilities(model, 0.9)
+    assert float(p.sum()) == pytest.approx(1) and float(p.min()) >= 0.1e-3
+    assert torch.equal(p.argsort(), model.rest.double().square().argsort()), "as the Gaussian optimum's loss"
+    assert torch.allclose(diffusion.timestep_probabilities(model, 0.0), torch.full_like(p, 1e-3))
+
+
+def test_the_draws_do_not_change_the_expected_loss():
+    model = preconditioned().eval()
+    abar = alpha_bars()
+    found = []
+    for importance in (0.0, 0.9):
+        p = diffusion.timestep_probabilities(model, importance)
+        x0, t, eps = diffusion.training_batch(X0, 20_000, torch.Generator().manual_seed(1), p)
+        with torch.no_grad():
+            found.append(float(diffusion.ddpm_loss(model, x0, t, eps, abar, (1 / (1000 * p)).float()[t])))
+    assert found[0] == pytest.approx(found[1], rel=0.02)
+
+
+def test_muon_takes_the_hidden_matrices_and_adamw_the_rest():
+    model = preconditioned()
+    adamw, muon = diffusion.build_optimizers(model, SETTINGS)
+    groups = [{id(p) for group in one.param_groups for p in group["params"]} for one in (adamw, muon)]
+    assert groups[0] | groups[1] == {id(p) for p in model.parameters()} and not groups[0] & groups[1]
+    names = {name for name, p in model.named_parameters() if id(p) in groups[1]}
+    assert names and all("attn1" in name or ".ff." in name for name in names)
+    assert len(diffusion.build_optimizers(model, SETTINGS.model_copy(update={"optimizer": "adamw"}))) == 1
+    assert len(diffusion.build_optimizers(build_denoiser("unet", 8, 4, 16, 2, 0), SETTINGS)) == 1
+
+
 def test_ema_follows_the_length_of_the_run():
     assert TrainSettings(steps=100).ema_decay == pytest.approx(0.9)
     assert TrainSettings(steps=10_000).ema_decay == pytest.approx(0.999)

@@ -164,7 +164,7 @@ def test_quick_timestep_study(quick):
     assert set(detection.input) == {"clean", "scaled", "noised"} and set(detection.density) == set(DENSITIES)
     # The same reading is a row of metrics.csv too, made by another notebook.
     metrics = pd.read_csv(quick / "metrics.csv").query("method == 'irf:t=50'").set_index("category")["I-AUROC"]
-    again = detection.query("t == 50 and input == 'scaled' and density == 'local' and quantity == 'I-AUROC'")
+    again = detection.query("t == 50 and input == 'scaled' and density == 'full' and quantity == 'I-AUROC'")
     pd.testing.assert_series_equal(
         again.set_index("category").value.sort_index(), metrics.sort_index(), check_names=False, atol=1e-4
     )

@@ -305,7 +305,7 @@ def test_credit_names_the_licence(tmp_path, mvtec):
         (
             ["run", "-p", "imag=3"],
             2,
-            "no notebook has a parameter 'imag'; there are ablation_categories, ablation_seeds, dip_category,",
+            "no notebook has a parameter 'imag'; there are ablation_categories, ablation_seeds, batches,",
         ),
         (["run", "-p", "image=first"], 2, "parameter image must be int, got 'first'"),
         (["run", "-p", "preset=quick"], 2, "preset has an option of its own"),
