@@ -36,6 +36,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--set", action="append", default=[], metavar="K=V", help="change a detector setting, as t=300")
     run.add_argument("-p", action="append", default=[], metavar="K=V", help="a parameter of a single notebook")
     run.add_argument("--only", action="append", default=[], metavar="NN", help="only this notebook (repeat for more)")
+    run.add_argument(
+        "--jobs", default=0, type=int, metavar="N", help="notebooks side by side (default: as many as fit)"
+    )
     run.add_argument("--force", action="store_true", help="run stages whose outputs are current, too")
 
     data = commands.add_parser("data", help="look at a data set")
@@ -76,7 +79,7 @@ def _run(arguments: argparse.Namespace) -> int:
         "out": from_root(arguments.out),
         "device": arguments.device,
     }
-    folder = run_notebooks(parameters, _assignments(arguments.p, "-p"), arguments.only, arguments.force)
+    folder = run_notebooks(parameters, _assignments(arguments.p, "-p"), arguments.only, arguments.force, arguments.jobs)
     print(f"done: {os.path.relpath(folder)}")
     return 0
 

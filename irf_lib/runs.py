@@ -16,10 +16,10 @@ import os
 import platform
 import re
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -29,6 +29,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import Tensor
@@ -66,7 +67,7 @@ PRESETS: dict[str, Preset] = {
     "quick": Preset(
         "the embedded data in minutes on two CPU cores; what CI runs",
         seeds=(0,),
-        settings={"feature_size": 16, "patch_size": 1, "steps": 60, "width": 128, "depth": 3},
+        settings={"feature_size": 16, "patch_size": 2, "steps": 100, "width": 128, "depth": 3},
     ),
     "reference": Preset("real data on a CPU: a quarter of an hour a category and seed", seeds=(0, 1, 2), settings={}),
     "paper": Preset(
@@ -100,6 +101,7 @@ class Stage:
     reads: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
     needs_labels: bool = False  # whether it makes sense only with good and anomalous test images
+    alone: bool = False  # whether no other notebook may run beside it
 
 
 STAGES: dict[str, Stage] = {
@@ -214,6 +216,7 @@ STAGES: dict[str, Stage] = {
             "figures/cost_parts.*",
             "figures/cost_rivals.*",
         ),
+        alone=True,
     ),
 }
 
@@ -683,7 +686,8 @@ class Run:
         key, made_from = self.piece_key(job, category), self._piece_inputs(names[0], job, category, depends)
         paths = [self.path(f"pieces/{Path(name).stem}/{key}.csv") for name in names]
         if all(self._vouched_for(path).get("made_from") == made_from for path in paths):
-            return [self._join_pieces(name) for name in names]
+            with self._locked():
+                return [self._join_pieces(name) for name in names]
         return [
             self.save_piece(table, name, key, made_from=made_from) for name, table in zip(names, make(), strict=True)
         ]
@@ -719,8 +723,12 @@ class Run:
         A run of other categories or seeds adds to what is there; a piece is whole or absent, so a killed run loses at
         most the one it was computing. Returns all of ``name``.
         """
-        self.save_table(table, f"pieces/{Path(name).stem}/{key}.csv", **more)
-        return self._join_pieces(name)
+        with self._locked():  # another notebook may be adding to the same table
+            self.save_table(table, f"pieces/{Path(name).stem}/{key}.csv", **more)
+            return self._join_pieces(name)
+
+    def _locked(self) -> FileLock:
+        return FileLock(self.folder / ".lock")
 
     def _join_pieces(self, name: str) -> pd.DataFrame:
         tables, pieces = [], {}
@@ -930,17 +938,22 @@ def run_notebooks(
     extras: Mapping[str, Any] | None = None,
     only: Sequence[str] = (),
     force: bool = False,
+    jobs: int = 0,
 ) -> Path:
-    """Execute the notebooks in order through papermill; returns the results folder.
+    """Execute the notebooks through papermill; returns the results folder.
 
     ``parameters`` are RunParameters, ``extras`` parameters of single notebooks, ``only`` stage names or their numbers.
-    Stages whose outputs are current are skipped unless ``force``. Everything is validated before the first notebook
-    starts. Raises RunError or DataError for wrong input, and RunError at the first failing cell.
+    Stages whose outputs are current are skipped unless ``force``. Up to ``jobs`` notebooks run side by side, each as
+    soon as those it reads from are done, and share the cores; 0 is four, or as many as there are cores, on a CPU, and
+    one on a GPU. Everything is validated before the first notebook starts. Raises RunError or DataError for wrong
+    input, and RunError at the first failing cell, once the notebooks that were running beside it have ended.
     """
     root = project_root()
-    paths = _select(notebook_paths(root), only)
-    known = {path.stem: notebook_parameters(path) for path in paths}
+    paths = {path.stem: path for path in _select(notebook_paths(root), only)}
+    known = {name: notebook_parameters(path) for name, path in paths.items()}
     _check_extras(known, extras or {})
+    if jobs < 0:
+        raise ParameterError(f"jobs must be 0 (as many as fit) or more, got {jobs}")
     first = Run.open(next(iter(STAGES)), **parameters)
     for category in first.categories:
         datasets.check_category(category)
@@ -948,25 +961,71 @@ def run_notebooks(
         f"preset {first.parameters.preset}, data {first.dataset} ({', '.join(c.name for c in first.categories)}), "
         f"seeds {list(first.seeds)}, results in {first.show(first.folder)}"
     )
-    for number, path in enumerate(paths, start=1):
-        head = f"[{number}/{len(paths)}] {path.stem}"
-        shared = {name: value for name, value in parameters.items() if name in known[path.stem]}
-        own = {
-            name: default for name, (_, default) in known[path.stem].items() if name not in RunParameters.model_fields
-        }
-        own |= {name: value for name, value in (extras or {}).items() if name in own}
-        if STAGES[path.stem].needs_labels and not first.labelled:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    jobs = min(jobs or (min(4, cores) if first.device.type == "cpu" else 1), len(paths))
+    threads_given = os.environ.get("OMP_NUM_THREADS")
+
+    def one(name: str, side_by_side: int) -> None:
+        head = f"[{list(paths).index(name) + 1}/{len(paths)}] {name}"
+        shared = {key: value for key, value in parameters.items() if key in known[name]}
+        own = {key: default for key, (_, default) in known[name].items() if key not in RunParameters.model_fields}
+        own |= {key: value for key, value in (extras or {}).items() if key in own}
+        if STAGES[name].needs_labels and not first.labelled:
             print(f"{head}: no labelled test images, skipped", flush=True)
-            continue
-        run = Run.open(path.stem, own, **shared)
-        executed = run.folder / "notebooks" / path.name
+            return
+        run = Run.open(name, own, **shared)
+        executed = run.folder / "notebooks" / paths[name].name
         if not force and executed.is_file() and run.is_current():
             print(f"{head}: current, skipped", flush=True)
-            continue
-        print(f"{head}: {STAGES[path.stem].question}", flush=True)
-        seconds = _execute(run, path, executed, shared | own)
+            return
+        print(f"{head}: {STAGES[name].question}", flush=True)
+        # Kernels inherit it. Notebooks that run side by side are given the same, one that runs alone has no neighbour.
+        os.environ["OMP_NUM_THREADS"] = threads_given or str(max(1, cores // side_by_side))
+        seconds = _execute(run, paths[name], executed, shared | own)
         print(f"{head}: done in {seconds:.0f} s", flush=True)
+
+    try:
+        with contextlib.chdir(root):  # papermill resolves paths against the working directory, not its cwd
+            _in_order(list(paths), one, jobs)
+    finally:
+        if threads_given is None:
+            os.environ.pop("OMP_NUM_THREADS", None)
     return first.folder
+
+
+def _in_order(names: Sequence[str], start: Callable[[str, int], None], jobs: int) -> None:
+    """Call ``start(name, jobs)`` for every stage, up to ``jobs`` at once, none before those it reads from.
+
+    A stage that has to be ``alone`` comes after all others. The first exception is raised once what runs has ended,
+    and nothing is started after it.
+    """
+    needs = {
+        name: set(names) - {name}
+        if STAGES[name].alone
+        else {other for other in names if set(STAGES[other].writes) & set(STAGES[name].reads)} - {name}
+        for name in names
+    }
+
+    def followers(name: str) -> int:
+        direct = [other for other in names if name in needs[other] and not STAGES[other].alone]
+        return len(direct) + sum(followers(other) for other in direct)
+
+    waiting = sorted(names, key=followers, reverse=True)  # what most others wait for goes first
+    running: dict[Future, str] = {}
+    done: set[str] = set()
+    failed: BaseException | None = None
+    with ThreadPoolExecutor(jobs) as pool:
+        while running or (waiting and failed is None):
+            for name in [] if failed else [one for one in waiting if needs[one] <= done][: jobs - len(running)]:
+                waiting.remove(name)
+                running[pool.submit(start, name, 1 if STAGES[name].alone else jobs)] = name
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                done.add(running.pop(future))
+                failed = failed or future.exception()
+                if failed and running:
+                    print(f"a notebook failed; waiting for {', '.join(sorted(running.values()))} to end", flush=True)
+    if failed:
+        raise failed
 
 
 def _select(paths: Sequence[Path], only: Sequence[str]) -> list[Path]:
@@ -1005,7 +1064,10 @@ def _check_extras(known: Mapping[str, Mapping[str, tuple[str, Any]]], extras: Ma
 
 
 def _execute(run: Run, path: Path, executed: Path, parameters: Mapping[str, Any]) -> float:
-    """One notebook through papermill. The executed copy gets its name only when it is complete."""
+    """One notebook through papermill. The executed copy gets its name only when it is complete.
+
+    The working directory has to be the project's.
+    """
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
@@ -1016,17 +1078,16 @@ def _execute(run: Run, path: Path, executed: Path, parameters: Mapping[str, Any]
     partial.parent.mkdir(parents=True, exist_ok=True)
     run.forget()  # so that a record found afterwards is this execution's
     try:
-        with contextlib.chdir(run.root):  # papermill resolves paths against the working directory, not its cwd
-            papermill.execute_notebook(
-                os.path.relpath(path, run.root),  # relative: executed copies name no folder of this machine
-                os.path.relpath(partial, run.root),
-                parameters=dict(parameters),
-                cwd=".",
-                kernel_name="python3",
-                progress_bar=sys.stderr.isatty(),
-                # Encrypted loopback sockets: nobody else on a shared machine reads them, and the kernel does not warn.
-                config=Config({"KernelManager": {"transport_encryption": "auto"}}),
-            )
+        papermill.execute_notebook(
+            os.path.relpath(path, run.root),  # relative: executed copies name no folder of this machine
+            os.path.relpath(partial, run.root),
+            parameters=dict(parameters),
+            cwd=".",
+            kernel_name="python3",
+            progress_bar=False,
+            # Encrypted loopback sockets: nobody else on a shared machine reads them, and the kernel does not warn.
+            config=Config({"KernelManager": {"transport_encryption": "auto"}}),
+        )
     except DeadKernelError as error:
         raise RunError(
             f"{path.stem}: the kernel died ({error}), most often for want of memory; what ran is in {run.show(partial)}"

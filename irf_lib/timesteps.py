@@ -8,7 +8,7 @@ image_size and seed. Scores are those of the detector's own image-score rule.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -53,10 +53,12 @@ class Reading:
     nll: Mapping[str, Tensor]  # density -> (N, s, s), fitted on training images read in the same way
 
 
-def read_at(detector: OneStepDetector, fit_x0: Tensor, x0: Tensor, t: int, how: str) -> Reading:
-    """Fields and anomaly values of ``x0`` at ``t``, under every density."""
+def read_at(
+    detector: OneStepDetector, fit_x0: Tensor, x0: Tensor, t: int, how: str, densities: Iterable[str] = tuple(DENSITIES)
+) -> Reading:
+    """Fields and anomaly values of ``x0`` at ``t``, under each of ``densities``."""
     fit, new = ((one, detector.denoised(x, one, t, how)) for x in (fit_x0, x0) for one in [detector.fields(x, t, how)])
-    return Reading(t, how, new[0], {name: kind.fit(*fit).nll(*new) for name, kind in DENSITIES.items()})
+    return Reading(t, how, new[0], {name: DENSITIES[name].fit(*fit).nll(*new) for name in densities})
 
 
 def detection_rows(detector: OneStepDetector, test, reading: Reading) -> list[Row]:

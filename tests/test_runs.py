@@ -1,7 +1,10 @@
 """Runs refuse what is wrong before anything starts, bind one folder to one setting, and skip what is current."""
 
 import json
+import os
 import shutil
+import threading
+import time
 
 import numpy as np
 import pandas as pd
@@ -349,6 +352,72 @@ def test_data_commands(mvtec, capsys):
     assert main(["data", "check", "--data", str(mvtec)]) == 0
     assert "every file can be read" in capsys.readouterr().out
     assert main(["data", "check", "--data", str(mvtec / "nothing")]) == 2
+
+
+def in_order(names, jobs, fails=()):
+    """(started, ended) in the order in which it happened, and the most that ran at once."""
+    events, now, most, lock = [], set(), [0], threading.Lock()
+
+    def start(name, side_by_side):
+        with lock:
+            events.append(("start", name))
+            now.add(name)
+            most[0] = max(most[0], len(now))
+            assert not STAGES[name].alone or (now == {name} and side_by_side == 1)
+        time.sleep(0.02)
+        with lock:
+            now.remove(name)
+            events.append(("end", name))
+        if name in fails:
+            raise RunError(f"{name} failed")
+
+    runs._in_order(names, start, jobs)
+    return events, most[0]
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 4])
+def test_notebooks_run_side_by_side_but_after_what_they_read(jobs):
+    events, most = in_order(list(STAGES), jobs)
+    assert most == jobs
+    at = {event: i for i, event in enumerate(events)}
+    assert {name for kind, name in events if kind == "end"} == set(STAGES)
+    for name, stage in STAGES.items():
+        for other, source in STAGES.items():
+            if other != name and set(stage.reads) & set(source.writes):
+                assert at["end", other] < at["start", name], f"{name} reads what {other} writes"
+    assert events[-1] == ("end", "12_speed"), "timed when nothing else runs"
+    assert events[0] == ("start", "03_train"), "most others wait for it"
+
+
+def test_a_failure_starts_nothing_more_and_lets_the_rest_end():
+    names, ended = ["01_data", "02_toy_ddpm", "03_train", "04_inverse_residual_field"], []
+
+    def start(name, _):
+        time.sleep(0.05 if name == "03_train" else 0.01)
+        if name == "01_data":
+            raise RunError("01_data failed")
+        ended.append(name)
+
+    with pytest.raises(RunError, match="01_data failed"):
+        runs._in_order(names, start, 2)
+    assert ended == ["03_train"], "it ran beside the one that failed"
+    with pytest.raises(RunError, match="03_train failed"):
+        in_order(names, 2, fails={"03_train"})
+
+
+def test_kernels_get_their_share_of_the_cores(tmp_path, mvtec, monkeypatch):
+    seen = []
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(runs, "_execute", lambda *_: seen.append(os.environ["OMP_NUM_THREADS"]) or 0.0)
+    cores = len(os.sched_getaffinity(0))
+    command = ["run", "--data", str(mvtec), "--out", str(tmp_path / "out"), "--only", "01", "--only", "02"]
+    main([*command, "--jobs", "1"])
+    main([*command, "--jobs", "2"])
+    assert seen == [str(cores)] * 2 + [str(max(1, cores // 2))] * 2 and "OMP_NUM_THREADS" not in os.environ
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    main([*command, "--jobs", "2"])
+    assert seen[4:] == ["3", "3"] and os.environ["OMP_NUM_THREADS"] == "3", "the user's word counts"
+    assert main([*command, "--jobs", "-1"]) == 2
 
 
 def test_every_notebook_is_a_stage_and_back():
