@@ -62,11 +62,19 @@ def greedy_coreset(vectors: Tensor, size: int, seed: int, projected: int = 64) -
         projection = torch.randn(vectors.shape[1], projected, generator=generator, dtype=vectors.dtype)
         vectors = vectors @ (projection / projected**0.5)
     size = min(size, len(vectors))
+    squares = vectors.square().sum(dim=1)
+
+    def distance_to(i: int) -> Tensor:
+        # |v - c|^2 = |v|^2 - 2 v c + |c|^2: one pass over the vectors, where the difference itself would take several.
+        squared = torch.addmv(squares + squares[i], vectors, vectors[i], alpha=-2).clamp_min_(0)
+        squared[i] = 0
+        return squared
+
     chosen = [int(torch.randint(len(vectors), (1,), generator=generator))]
-    distance = (vectors - vectors[chosen[0]]).square().sum(dim=1)
+    distance = distance_to(chosen[0])
     while len(chosen) < size:
         chosen.append(int(distance.argmax()))
-        distance = torch.minimum(distance, (vectors - vectors[chosen[-1]]).square().sum(dim=1))
+        distance = torch.minimum(distance, distance_to(chosen[-1]))
     return torch.tensor(chosen)
 
 

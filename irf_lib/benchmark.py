@@ -147,7 +147,8 @@ def scoring_cases(
     ``floor``: backbone and DiT alone. ``backbone``, ``denoiser``, ``density`` (the detector's own), ``density_full``,
     ``upsample`` (with the image score): the parts of ``score``, which is end to end. ``inversion3``,
     ``reconstruct<k>``, ``gaussian`` and ``knn`` are end to end too, maps and scores included, each with its denoiser
-    folded beforehand as the scorer's is; with ``_denoiser`` they start from the features.
+    folded beforehand as the scorer's is; ``inversion3_denoiser`` and ``reconstruct<k>_denoiser``, for the last k of
+    ``steps``, start from the features.
     """
     device, settings = detector.device, detector.settings
     pixels, size = torch.from_numpy(images).to(device), settings.image_size
@@ -202,7 +203,7 @@ def scoring_cases(
         other = with_steps(baselines.reconstruction_times(settings.t, k))
         rebuild = lambda x, other=other, k=k: baselines.reconstruction_error(other, x, k)  # noqa: E731
         cases[f"reconstruct{k}"] = end_to_end(rebuild)
-        cases[f"reconstruct{k}_denoiser"] = lambda rebuild=rebuild: rebuild(on_cpu)
+    cases[f"reconstruct{k}_denoiser"] = lambda: rebuild(on_cpu)  # of the last, which has most steps
     return {name: torch.no_grad()(case) for name, case in cases.items()}, {"score_bf16": "bf16"}
 
 

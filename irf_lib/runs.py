@@ -191,7 +191,7 @@ STAGES: dict[str, Stage] = {
     "09_tables": Stage(
         "What does one network evaluation give beside what one would pick instead?",
         reads=("metrics.csv", "image_scores.csv"),
-        writes=("summary.csv", "summary_table.md", "published_table.md", "figures/differences.*"),
+        writes=("summary.csv", "summary_table.md", "published_table.md", "claims.csv", "figures/differences.*"),
         needs_labels=True,
     ),
     "10_figures": Stage(

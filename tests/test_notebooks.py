@@ -12,9 +12,13 @@ import numpy as np
 import pandas as pd
 import papermill
 import pytest
+import torch
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 
+from irf_lib import benchmark, datasets
 from irf_lib.__main__ import main
+from irf_lib.detector import OneStepDetector
 from irf_lib.metrics import METRICS
 from irf_lib.runs import METRIC_COLUMNS, STAGES, VERDICTS, RunParameters, notebook_parameters
 from irf_lib.scoring import DENSITIES
@@ -189,10 +193,32 @@ def test_quick_normality(quick):
 
 def test_quick_claims(quick):
     claims = pd.read_csv(quick / "claims.csv").set_index("claim")
-    assert set(claims.index) == {"b", "d", *(f"e{i}" for i in range(1, 9)), *(f"c{i}" for i in range(1, 6))}
+    studies = {"b", "d", *(f"e{i}" for i in range(1, 9)), *(f"c{i}" for i in range(1, 6))}
+    assert set(claims.index) == studies | {"d2", "f1", "f2", "f3"}
+    assert claims.verdict["f1"] == "not tested", "the embedded data are none of the paper's"
     assert set(claims.verdict) <= set(VERDICTS) and claims.notna().all().all()
     assert claims.verdict["b"] == claims.verdict["e1"] == "holds", "algebra"
     assert claims.verdict["e3"] == claims.verdict["c1"] == "does not hold"
+
+
+def test_quick_benchmark(quick):
+    table = pd.read_csv(quick / "benchmark.csv")
+    assert tuple(table.columns) == benchmark.COLUMNS
+    named = {"floor", "score", "backbone", "denoiser", "density", "upsample", "inversion3", "reconstruct10"}
+    assert named | {"gaussian", "knn", "metrics40", "sort40", "train_step", "train_bare", "decode"} <= set(table.name)
+    targets = pd.read_csv(quick / "speed_targets.csv")
+    assert len(targets) == 11 and set(targets.met) <= {"yes", "no", "undecided"}
+    assert (targets.lo <= targets.value).all() and (targets.value <= targets.hi).all()
+
+
+def test_bf16_scoring_keeps_the_auroc(quick):
+    for folder in sorted((quick / "detectors" / "textures").iterdir()):
+        detector = OneStepDetector.load(folder / "seed0", "cpu")
+        category = datasets.read_category(ROOT / "data" / "textures", folder.name)
+        images = torch.from_numpy(datasets.load_images([one.path for one in category.test], 256))
+        labels = [one.is_anomalous for one in category.test]
+        wide, narrow = (roc_auc_score(labels, detector.scorer(p)(images)[0].numpy()) for p in ("fp32", "bf16"))
+        assert abs(wide - narrow) <= 0.002, folder.name
 
 
 def test_a_second_run_skips_everything(quick, capsys):
