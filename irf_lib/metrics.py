@@ -136,15 +136,21 @@ def pixel_metrics(maps: np.ndarray, masks: np.ndarray, fpr_limit: float = FPR_LI
     the share of the component above the threshold) against the false-positive rate over all normal pixels of all
     images, from 0 to ``fpr_limit``, divided by ``fpr_limit``.
     """
-    n_defect = int(np.count_nonzero(masks))
+    where = np.flatnonzero(masks)
+    n_defect = len(where)
     if n_defect == 0 or n_defect == masks.size:
         _require_finite_maps(maps)
         kind = "no pixel" if n_defect == 0 else "every pixel"
         warnings.warn(f"{kind} is marked as a defect: the pixel metrics are not defined", stacklevel=3)
         return dict.fromkeys(PIXEL_METRICS, math.nan)
 
-    defect = maps[masks]
-    normal = _sorted_outside(maps, masks)[: masks.size - n_defect]
+    # One copy, sorted in place. Gathering the normal pixels first would cost a good part of the sort, so the defects
+    # are taken out by sending them to the end.
+    values = np.array(maps, dtype=maps.dtype if maps.dtype.kind == "f" else np.float64, order="C").reshape(-1)
+    defect = values[where]
+    values[where] = np.inf
+    values.sort()
+    normal = values[: len(values) - n_defect]
     # Sorted, what is not finite lies at the ends: no pass over all pixels is spent on looking for it.
     if not (np.isfinite(normal[[0, -1]]).all() and np.isfinite(defect).all()):
         _require_finite_maps(maps)
@@ -152,32 +158,25 @@ def pixel_metrics(maps: np.ndarray, masks: np.ndarray, fpr_limit: float = FPR_LI
     defect, weight = defect[order], _overlap_weights(masks)[order]
 
     # The curves bend only at the values of defect pixels. last: the end of each run of equal values, high to low.
-    last = np.append(np.flatnonzero(np.diff(defect)), len(defect) - 1)
+    last = np.append(np.flatnonzero(np.diff(defect)), n_defect - 1)
     value = defect[last]
-    above = len(normal) - np.searchsorted(normal, value, side="right")  # normal pixels > value
-    at_least = len(normal) - np.searchsorted(normal, value, side="left")  # normal pixels >= value
+    not_above = np.searchsorted(normal, value, side="right")  # normal pixels <= value
+    below = not_above.copy()  # normal pixels < value: the same, but where a normal pixel has the very same value
+    tied = np.flatnonzero((not_above > 0) & (normal[not_above - 1] == value))
+    below[tied] = np.searchsorted(normal, value[tied], side="left")
+    at_least = len(normal) - below
     true = (last + 1).astype(np.float64)  # defect pixels >= value
 
     precision, recall = true / (true + at_least), true / n_defect
     f1 = 2 * true / (true + at_least + n_defect)
     overlap = np.cumsum(weight)[last]
     return {
-        "P-AUROC": _area_to(1.0, above, at_least, recall, len(normal)),
+        # The Mann-Whitney statistic: the share of pairs in which the defect pixel is higher, a tie counting one half.
+        "P-AUROC": float(np.diff(true, prepend=0.0) @ (not_above + below)) / (2 * n_defect * len(normal)),
         "P-AP": float(np.sum(np.diff(recall, prepend=0.0) * precision)),
         "P-F1max": float(f1.max()),
-        "AUPRO": _area_to(fpr_limit, above, at_least, overlap, len(normal)) / fpr_limit,
+        "AUPRO": _area_to(fpr_limit, len(normal) - not_above, at_least, overlap, len(normal)) / fpr_limit,
     }
-
-
-def _sorted_outside(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """All values of ``maps`` in order, those of marked pixels replaced by infinity, so that they come last.
-
-    Gathering the unmarked pixels first would cost as much as a good part of the sort.
-    """
-    values = np.array(maps, dtype=maps.dtype if maps.dtype.kind == "f" else np.float64, order="C").reshape(-1)
-    values[masks.reshape(-1)] = np.inf
-    values.sort()
-    return values
 
 
 def _require_finite_maps(maps: np.ndarray) -> None:
@@ -203,15 +202,16 @@ def _area_to(limit: float, above: np.ndarray, at_least: np.ndarray, y: np.ndarra
     At each defect value, high to low, the threshold first passes the normal pixels above it (y stays), then the ties
     at it (y rises to its new value on a straight line), which is the trapezoid of the ROC over distinct thresholds.
     """
-    before = np.concatenate([[0.0], y[:-1]])
-    fpr = np.concatenate([[0.0], np.column_stack([above, at_least]).ravel() / n_normal, [1.0]])
-    height = np.concatenate([[0.0], np.column_stack([before, y]).ravel(), [y[-1]]])
-    inside = int(np.searchsorted(fpr, limit, side="right"))
-    if inside < len(fpr):  # cut the segment that crosses the limit
-        x0, x1, y0, y1 = fpr[inside - 1], fpr[inside], height[inside - 1], height[inside]
-        fpr = np.append(fpr[:inside], limit)
-        height = np.append(height[:inside], y0 + (y1 - y0) * (limit - x0) / (x1 - x0))
-    return float(np.trapezoid(height, fpr))
+    cut = limit * n_normal
+    before = np.concatenate([[0.0], y[:-1]])  # the height at which each threshold starts
+    passed = np.concatenate([[0], at_least[:-1]])  # the normal pixels that earlier thresholds have passed
+    area = float(before @ (np.minimum(above, cut) - np.minimum(passed, cut)))
+    tied = at_least > above
+    start, end = np.minimum(above[tied], cut), np.minimum(at_least[tied], cut)
+    slope = (y - before)[tied] / (at_least - above)[tied]
+    area += float(((end - start) * (before[tied] + slope * ((start + end) / 2 - above[tied]))).sum())
+    area += float(y[-1]) * max(0.0, cut - float(at_least[-1]))
+    return area / n_normal
 
 
 def _require_finite(what: str, values: np.ndarray) -> None:
