@@ -115,11 +115,30 @@ def test_readme_numbers_come_from_the_committed_tables():
         assert cells.split(" | ") == expected, (category, method)
 
 
-def test_readme_claims_come_from_the_committed_table():
-    claims = pd.read_csv(ROOT / "results/reference-16/claims.csv")
+@pytest.mark.parametrize(("folder", "least"), [("reference", 4), ("reference-16", 12)])
+def test_readme_claims_come_from_the_committed_tables(folder, least):
+    claims = pd.read_csv(ROOT / "results" / folder / "claims.csv")
     readme = (ROOT / "README.md").read_text()
-    assert len(claims) >= 12
+    assert len(claims) >= least
     for row in claims.itertuples():
         number = row.notebook[:2]
         line = f"| {row.claim} | {row.statement} | {number} | {row.evidence} | {row.interval} | {row.verdict} |"
         assert line in readme, f"README and claims.csv differ in {row.claim}: {line}"
+
+
+def test_readme_speed_comes_from_the_committed_tables():
+    readme = (ROOT / "README.md").read_text()
+    targets = pd.read_csv(ROOT / "results/reference/speed_targets.csv")
+    for row in targets.itertuples():
+        measured = f"{row.value:.3f} [{row.lo:.3f}, {row.hi:.3f}]"
+        assert f"| {row.target} | {row.batch} | {row.limit} | {measured} | {row.met} |" in readme
+    table = pd.read_csv(ROOT / "results/reference/benchmark.csv")
+    times = (table.ms_median / table.batch).set_axis(pd.MultiIndex.from_frame(table[["name", "batch"]]))
+    batches = [
+        int(one) for one in re.findall(r"batch (\d+)", re.search(r"^\| milliseconds an image.*$", readme, re.M)[0])
+    ]
+    rows = re.findall(r"^\| `(\w+)` \| ([\d. |]+) \|$", readme, re.MULTILINE)
+    assert len(rows) >= 12 and len(batches) == 3
+    for name, cells in rows:
+        found = [times.get((name, batch)) for batch in batches]
+        assert cells.split(" | ") == ["" if one is None else f"{one:.2f}" for one in found], name
