@@ -28,7 +28,9 @@ from .diffusion import (
     train,
     training_batch,
 )
+from .folding import FoldedSteps
 from .resampling import mean_interval
+from .scorer import batch_size
 from .scoring import DENSITIES, FullGaussian, StandardNormal, anomaly_map, image_score
 
 Row = dict[str, object]
@@ -162,10 +164,11 @@ def step_rows(detector: OneStepDetector, fit_x0: Tensor, test, stride: int = 100
     return rows
 
 
-def _path_fields(detector: OneStepDetector, x0: Tensor, path: Sequence[int], batch_size: int = 32) -> list[Tensor]:
+def _path_fields(detector: OneStepDetector, x0: Tensor, path: Sequence[int]) -> list[Tensor]:
+    denoiser = FoldedSteps(detector.denoiser, path)
     batches = [
-        irf.inversion_path(detector.denoiser, one.to(detector.device), path, detector.abar)
-        for one in x0.split(batch_size)
+        irf.inversion_path(denoiser, one.to(detector.device), path, detector.abar)
+        for one in x0.split(batch_size(detector.device))
     ]
     return [torch.cat([batch[k][1].float().cpu() for batch in batches]) for k in range(len(path))]
 
