@@ -1,23 +1,31 @@
-"""The command line: ``python -m irf_lib run ...`` and ``python -m irf_lib data list|check``.
+"""The command line: ``python -m irf_lib run|fit|score|data ...``.
 
-Exit status: 0 done, 1 a notebook failed or a stage is missing its input, 2 the command or the data are wrong.
+Exit status: 0 done, 1 a notebook failed or a stage is missing its input, 2 the command or the data are wrong; of
+``score``: 0 nothing was flagged, 1 something was, 2 an image could not be read, or no image could be scored at all.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
+import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
-from . import datasets, embedded
+from . import datasets, embedded, inspection
 from .datasets import DataError
+from .detector import DetectorSettings, OneStepDetector
+from .diffusion import resolve_device
 from .features import BackboneError
-from .runs import PRESETS, ParameterError, RunError, project_root, run_notebooks
+from .runs import PRESETS, ParameterError, RunError, explain, project_root, run_notebooks
+from .storage import StorageError
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -41,11 +49,43 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--force", action="store_true", help="run stages whose outputs are current, too")
 
+    fit = commands.add_parser("fit", help="fit a model on a folder of good images")
+    fit.add_argument("good", type=Path, metavar="GOOD_FOLDER", help="images of good parts, about 20 or more")
+    fit.add_argument("--out", type=Path, required=True, metavar="MODEL", help="the model's folder")
+    fit.add_argument("--alpha", type=float, help="share of good parts that may be flagged (default: 0.05)")
+    fit.add_argument("--preset", default="reference", choices=["quick", "reference", "paper"], help=presets)
+    fit.add_argument("--set", action="append", default=[], metavar="K=V", help="change a detector setting, as t=300")
+    fit.add_argument("--seed", type=int, default=0, metavar="N")
+    fit.add_argument("--device", default="auto", type=_device, help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    fit.add_argument("--force", action="store_true", help="replace another model in that folder")
+
+    score = commands.add_parser(
+        "score",
+        help="score images by a fitted model",
+        description="Writes scores.csv, report.html and overlays. Exit status: 0 nothing flagged, 1 something flagged, "
+        "2 an image could not be read, or the command is wrong.",
+    )
+    score.add_argument("model", type=Path, metavar="MODEL", help="a folder that fit has made")
+    score.add_argument("images", type=Path, nargs="+", metavar="IMAGES", help="image files, and folders of them")
+    score.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the results go")
+    score.add_argument("--alpha", type=float, help="share of good parts that may be flagged (default: the model's)")
+    score.add_argument("--worst", type=int, default=20, metavar="N", help="images on the page (default: 20)")
+    score.add_argument("--overlays", default="all", choices=["all", "flagged", "none"], help="which to write")
+    score.add_argument("--device", default="auto", type=_device, help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+
     data = commands.add_parser("data", help="look at a data set")
     data.add_argument("action", choices=["list", "check"], help="list: what is there; check: decode every file")
     data.add_argument("--data", default="", metavar="DIR", help="a folder of images (default: the embedded data)")
     data.add_argument("--category", action="append", default=[], metavar="C", help="one category (repeat for more)")
     return parser
+
+
+def _device(name: str) -> str:
+    try:
+        resolve_device(name)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return name
 
 
 def _assignments(pairs: Sequence[str], option: str) -> dict[str, Any]:
@@ -84,6 +124,53 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _nats(threshold: float) -> str:
+    return f"{threshold:.1f} nats" if math.isfinite(threshold) else "none"
+
+
+def _fit(arguments: argparse.Namespace) -> int:
+    changes = _assignments(arguments.set, "--set") | ({} if arguments.alpha is None else {"alpha": arguments.alpha})
+    try:
+        settings = DetectorSettings(**(dict(PRESETS[arguments.preset].settings) | changes))
+    except ValidationError as error:
+        raise ParameterError(f"wrong settings: {explain(error)}") from None
+    images = inspection.good_images(arguments.good.expanduser())
+    print(f"{len(images)} good images in {arguments.good}", flush=True)
+    start = time.monotonic()
+    detector = inspection.fit_model(
+        images, arguments.out.expanduser(), settings, arguments.seed, arguments.device, force=arguments.force
+    )
+    held_out = len(detector.calibration_index)
+    print(f"fitted on {len(images) - held_out}, threshold {_nats(detector.threshold)} from {held_out} held out, at a "
+          f"false-alarm rate of {settings.alpha:g}")  # fmt: skip
+    print(f"done in {time.monotonic() - start:.0f} s: {arguments.out}")
+    print(f"next: python -m irf_lib score {arguments.out} IMAGES --out DIR")
+    return 0
+
+
+def _score(arguments: argparse.Namespace) -> int:
+    images = inspection.find_images([place.expanduser() for place in arguments.images])
+    detector = OneStepDetector.load(arguments.model.expanduser(), arguments.device)
+    try:
+        # Also where it is the model's own: a threshold that cannot flag anything is worth a warning every time.
+        detector = detector.with_alpha(arguments.alpha if arguments.alpha is not None else detector.settings.alpha)
+    except ValidationError as error:
+        raise ParameterError(f"wrong settings: {explain(error)}") from None
+    folder = arguments.out.expanduser()
+    result = inspection.inspect(
+        detector, images, folder, max(0, arguments.worst), arguments.overlays, model=str(arguments.model)
+    )
+    for row in result.table[result.table.verdict == inspection.UNREADABLE].itertuples():
+        print(f"error: {row.message}", file=sys.stderr)
+    flagged, unreadable = result.count(inspection.FLAGGED), result.count(inspection.UNREADABLE)
+    print(f"{len(images)} images: {flagged} flagged, {result.count(inspection.PASSED)} passed, {unreadable} unreadable "
+          f"(false-alarm rate {detector.settings.alpha:g}, threshold {_nats(detector.threshold)})")  # fmt: skip
+    for one in result.worst[:5]:
+        print(f"{one.score:10.1f}  p {one.p_value:.3f}  {one.verdict:<8} {result.name(one.path)}")
+    print(f"done: {folder / 'report.html'}")
+    return 2 if unreadable else 1 if flagged else 0
+
+
 def _data(arguments: argparse.Namespace) -> int:
     if arguments.data:
         root = Path(arguments.data).expanduser()
@@ -106,13 +193,15 @@ def _data(arguments: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
-        return {"run": _run, "data": _data}[arguments.command](arguments)
-    except (DataError, ParameterError) as error:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+            return {"run": _run, "fit": _fit, "score": _score, "data": _data}[arguments.command](arguments)
+    except (DataError, ParameterError, StorageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (RunError, BackboneError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2 if arguments.command == "score" else 1  # a script must not take it for a flagged part
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 130

@@ -293,6 +293,20 @@ def load_image(path: Path, size: int = 256) -> np.ndarray:
     return np.repeat(image, 3 // len(image), axis=0)
 
 
+def load_picture(path: Path, longest: int = 1024) -> np.ndarray:
+    """An image to look at: uint8 (H, W, 3) in its own aspect ratio, its longer side at most ``longest`` pixels.
+
+    DataError if it cannot be decoded.
+    """
+    pixels = _decode(Path(path))
+    if pixels.dtype != np.uint8:
+        white = np.iinfo(pixels.dtype).max if pixels.dtype.kind == "u" else 1.0
+        pixels = (pixels * (255 / white)).round().astype(np.uint8)
+    picture = Image.fromarray(np.repeat(pixels, 3 // pixels.shape[2], axis=2))
+    picture.thumbnail((longest, longest), Image.Resampling.BILINEAR)
+    return np.asarray(picture)
+
+
 def load_images(paths: Iterable[Path], size: int = 256) -> np.ndarray:
     """The images of `load_image` in the order of `paths`, float32 (N, 3, size, size)."""
     paths = tuple(paths)

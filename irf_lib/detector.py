@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import math
 import time
 import warnings
@@ -102,9 +103,22 @@ def calibration_split(n: int, share: float, seed: int) -> tuple[np.ndarray, np.n
     """
     if n < 3:
         raise ValueError(f"fitting needs at least 3 normal images, got {n}")
-    held_out = min(max(round(share * n), 20), n // 3)
+    held_out = _held_out(n, share)
     order = np.random.default_rng(seed).permutation(n)
     return np.sort(order[held_out:]), np.sort(order[:held_out])
+
+
+def _held_out(n: int, share: float) -> int:
+    return min(max(round(share * n), 20), n // 3)
+
+
+def images_needed(alpha: float, share: float) -> tuple[int, int]:
+    """(held-out images that a false-alarm rate of ``alpha`` needs, images in all whose split holds out so many).
+
+    No threshold from n held-out images can promise less than 1 / (n + 1).
+    """
+    needed = math.ceil(1 / alpha - 1 - 1e-9)
+    return needed, next(n for n in itertools.count(3 * needed) if _held_out(n, share) >= needed)
 
 
 class OneStepDetector:
@@ -188,14 +202,20 @@ class OneStepDetector:
         self.density = DENSITIES[self.settings.density].fit(fields, self.denoised(fit_x0, fields))
         scores = image_score(self.nll(calibration_x0), self.settings.image_score)
         self.calibration_scores = scores.double().numpy()
-        if math.isinf(self.threshold):
-            needed = math.ceil(1 / self.settings.alpha - 1 - 1e-9)
-            warnings.warn(
-                f"a false-alarm rate of {self.settings.alpha} needs at least {needed} held-out normal images, "
-                f"there are {len(scores)}: nothing will be flagged. Give more images, or a larger alpha.",
-                stacklevel=2,
-            )
+        self._warn_if_silent()
         return self
+
+    def _warn_if_silent(self) -> None:
+        if not math.isinf(self.threshold):
+            return
+        alpha, n = self.settings.alpha, len(self.calibration_scores)
+        needed, images = images_needed(alpha, self.settings.calibration)
+        least = math.ceil(1e4 / (n + 1)) / 1e4  # rounded up: what is printed here must work
+        warnings.warn(
+            f"a false-alarm rate of {alpha} needs at least {needed} held-out normal images, there are {n}: nothing "
+            f"will be flagged. Fit on {images} images or more, or take an alpha of {least:g} or more.",
+            stacklevel=3,
+        )
 
     def untrained(self, fit_x0: Tensor, calibration_x0: Tensor, **changes) -> OneStepDetector:
         """A copy whose network is the closed-form Gaussian optimum of ``fit_x0``: what no training at all detects."""
@@ -211,6 +231,15 @@ class OneStepDetector:
         other = copy.copy(self)
         other.settings = DetectorSettings(**(self.settings.model_dump() | changes))
         return other.calibrate(fit_x0, calibration_x0)
+
+    def with_alpha(self, alpha: float) -> OneStepDetector:
+        """The same detector at another false-alarm rate; a copy, nothing is fitted anew. Raises ValueError unless
+        0 < alpha < 1."""
+        self._require_fit()
+        other = copy.copy(self)
+        other.settings = DetectorSettings(**(self.settings.model_dump() | {"alpha": alpha}))
+        other._warn_if_silent()
+        return other
 
     # --- reading -------------------------------------------------------------------------------------------------
 

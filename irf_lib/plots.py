@@ -158,6 +158,36 @@ def score_densities(decisions: pd.DataFrame, thresholds: Mapping[str, float]) ->
     return figure
 
 
+def heat_overlay(picture: np.ndarray, heat: np.ndarray, limits: tuple[float, float], threshold: float) -> np.ndarray:
+    """An anomaly map over its picture, uint8 (H, W, 3): clear at ``limits[0]``, full colour from ``limits[1]`` on, and
+    a line around what is above ``threshold``. ``picture``: uint8 (H, W, 3); ``heat``: (H, W), nats."""
+    low, high = limits
+    strength = ((heat - low) / max(high - low, 1e-9)).clip(0, 1)[..., None]
+    colour = plt.get_cmap("inferno")(0.25 + 0.75 * strength[..., 0])[..., :3] * 255
+    mixed = picture * (1 - 0.65 * strength) + colour * 0.65 * strength
+    above = np.pad(heat > threshold, 1)
+    inner = above[1:-1, 1:-1] & above[:-2, 1:-1] & above[2:, 1:-1] & above[1:-1, :-2] & above[1:-1, 2:]
+    mixed[above[1:-1, 1:-1] & ~inner] = (0, 255, 255)
+    return mixed.round().astype(np.uint8)
+
+
+def score_histogram(calibration: np.ndarray, scores: np.ndarray, threshold: float) -> Figure:
+    """Scores (N,) of new images beside those of the held-out good ones (n,), in nats, and the threshold."""
+    figure, axis = plt.subplots(figsize=(WIDTH * 0.7, 1.9))
+    # As in score_densities: what lies far beyond the good images is drawn in the last bin.
+    low, high = min(calibration.min(), scores.min()), max(calibration.max(), scores.max())
+    reach = calibration.min() + 4 * (np.ptp(calibration) or high - low or 1.0)
+    edges = np.linspace(low, max(min(high, reach), low + 1e-6), 40)
+    for values, colour, label in ((calibration, GOOD, "held-out good"), (scores, ANOMALOUS, "these images")):
+        axis.hist(values.clip(edges[0], edges[-1]), edges, color=colour, alpha=0.6, label=f"{label} ({len(values)})")
+    if np.isfinite(threshold):
+        axis.axvline(threshold, color="black", lw=1, ls="--", label="threshold")
+    axis.set(xlabel="image score (nats)", ylabel="images")
+    axis.legend(frameon=False, fontsize=7)
+    sns.despine(figure)
+    return figure
+
+
 def pipeline_strips(
     image: np.ndarray,
     mask: np.ndarray,

@@ -19,7 +19,7 @@ FLOORS = [
     {"datasets", "diffusion", "summary"},
     {"feature_store", "embedded", "folding", "scorer"},
     {"detector"},
-    {"timesteps", "baselines"},
+    {"timesteps", "baselines", "inspection"},
     {"benchmark"},
     {"runs"},
     {"__main__"},
