@@ -208,7 +208,7 @@ def _facts(detector: OneStepDetector, result: Inspection, model: str) -> dict:
     threshold = detector.threshold
     return {
         "model": model,
-        "images": str(result.root),
+        "images": os.path.relpath(result.root),
         "n": len(result.table),
         **{verdict: result.count(verdict) for verdict in (FLAGGED, PASSED, UNREADABLE)},
         "alpha": detector.settings.alpha,

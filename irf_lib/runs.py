@@ -218,6 +218,16 @@ STAGES: dict[str, Stage] = {
         ),
         alone=True,
     ),
+    "13_your_own_parts": Stage(
+        "How does one inspect one's own parts?",
+        writes=("own_parts.csv", "own_parts/report.html", "figures/own_parts.*"),
+    ),
+    "14_explore": Stage(
+        "What changes when one moves t, the input, the density or the threshold?",
+        reads=("detectors/*/*/seed*/detector.json",),
+        writes=("explore.csv", "figures/explore.*"),
+        needs_labels=True,
+    ),
 }
 
 METRIC_COLUMNS = (

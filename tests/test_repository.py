@@ -19,7 +19,7 @@ FLOORS = [
     {"datasets", "diffusion", "summary"},
     {"feature_store", "embedded", "folding", "scorer"},
     {"detector"},
-    {"timesteps", "baselines", "inspection"},
+    {"timesteps", "baselines", "inspection", "explorer"},
     {"benchmark"},
     {"runs"},
     {"__main__"},
