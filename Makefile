@@ -1,18 +1,20 @@
-# make reproduce | bench | test | lab | lint. Needs Python 3.11+ and make; everything else goes into .venv.
+# make reproduce | bench | test | lab | book | lint. Needs Python 3.11+ and make; everything else goes into .venv.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+BOOK_VENV := .venv-book
 
-.PHONY: setup reproduce bench test lint lab clean help
+.PHONY: setup reproduce bench test lint lab book clean help
 
 help:
 	@echo "make reproduce  set up .venv and run every notebook on the embedded data into results/quick"
 	@echo "make bench      time every part of a score and its rivals (a quarter of an hour) into results/reference"
 	@echo "make test       set up .venv and run the tests (notebooks included)"
 	@echo "make lab        open JupyterLab on the notebooks"
+	@echo "make book       build the executed notebooks as a site, book/_build/html (BOOK=quick: of that run alone)"
 	@echo "make lint       ruff on code and notebooks, and no outputs in notebooks"
-	@echo "make clean      remove .venv, caches and results/quick"
+	@echo "make clean      remove .venv, caches, results/quick and the book"
 
 setup: $(READY)
 
@@ -44,5 +46,14 @@ lint: setup
 lab: setup
 	$(BIN)/jupyter lab --notebook-dir=. notebooks/00_start_here.ipynb
 
+# An environment of its own: the book's tools and the project's would pin each other.
+$(BOOK_VENV)/.ready: book/requirements.txt
+	@test -x $(BOOK_VENV)/bin/python || $(PYTHON) -m venv $(BOOK_VENV)
+	$(BOOK_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r book/requirements.txt
+	@touch $@
+
+book: $(BOOK_VENV)/.ready
+	$(BOOK_VENV)/bin/python book/build.py $(BOOK)
+
 clean:
-	rm -rf $(VENV) .cache .pytest_cache .ruff_cache data/textures results/quick
+	rm -rf $(VENV) $(BOOK_VENV) book/_build .cache .pytest_cache .ruff_cache data/textures results/quick

@@ -92,7 +92,7 @@ def test_readme_names_files_that_exist():
 
 def test_makefile_has_the_promised_targets():
     makefile = (ROOT / "Makefile").read_text()
-    for target in ("reproduce", "bench", "test", "lab", "lint"):
+    for target in ("reproduce", "bench", "test", "lab", "book", "lint"):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
     assert "make lint" in (ROOT / ".ci" / "run").read_text() and "make test" in (ROOT / ".ci" / "run").read_text()
 
