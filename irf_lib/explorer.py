@@ -79,7 +79,8 @@ class Explorer:
 
     def _remember(self, key: Hashable, make: Callable):
         if key not in self._kept:
+            made = make()
             while len(self._kept) >= 32:  # the oldest goes first; fields of the good images take megabytes each
                 del self._kept[next(iter(self._kept))]
-            self._kept[key] = make()
+            self._kept[key] = made
         return self._kept[key]
