@@ -27,33 +27,44 @@ from .features import BackboneError
 from .runs import PRESETS, ParameterError, RunError, explain, project_root, run_notebooks
 from .storage import StorageError
 
+EXPECTED = (
+    DataError,
+    RunError,
+    BackboneError,
+    StorageError,
+)  # what a user can put right: said in a sentence, without a traceback
+
+
+def exit_status(error: Exception) -> int:
+    """2 where the command or the data are wrong, 1 where something failed on the way."""
+    return 2 if isinstance(error, DataError | ParameterError | StorageError) else 1
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m irf_lib", description="OSD-IRF, reproduced.")
     commands = parser.add_subparsers(dest="command", required=True)
 
     run = commands.add_parser("run", help="run the notebooks in order, through papermill")
-    presets = "; ".join(f"{name}: {preset.purpose}" for name, preset in PRESETS.items())
-    run.add_argument("--preset", default="quick", choices=list(PRESETS), help=presets)
-    run.add_argument("--data", default="", metavar="DIR", help="a folder of images (default: the embedded data)")
-    run.add_argument("--category", action="append", default=[], metavar="C", help="one category (repeat for more)")
-    run.add_argument("--seed", action="append", default=[], type=int, metavar="N", help="one seed (repeat for more)")
-    run.add_argument("--unified", action=argparse.BooleanOptionalAction, help="one model for all the categories")
-    run.add_argument("--out", default="", metavar="DIR", help="results folder (default: results/PRESET)")
+    add_run_options(run)
     run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
-    run.add_argument("--set", action="append", default=[], metavar="K=V", help="change a detector setting, as t=300")
     run.add_argument("-p", action="append", default=[], metavar="K=V", help="a parameter of a single notebook")
     run.add_argument("--only", action="append", default=[], metavar="NN", help="only this notebook (repeat for more)")
     run.add_argument(
         "--jobs", default=0, type=int, metavar="N", help="notebooks side by side (default: as many as fit)"
     )
     run.add_argument("--force", action="store_true", help="run stages whose outputs are current, too")
+    run.add_argument(
+        "--part",
+        action="store_true",
+        help="this is one of several runs that fill a results folder together: keep its executed notebooks apart from "
+        "theirs, under notebooks/parts",
+    )
 
     fit = commands.add_parser("fit", help="fit a model on a folder of good images")
     fit.add_argument("good", type=Path, metavar="GOOD_FOLDER", help="images of good parts, about 20 or more")
     fit.add_argument("--out", type=Path, required=True, metavar="MODEL", help="the model's folder")
     fit.add_argument("--alpha", type=float, help="share of good parts that may be flagged (default: 0.05)")
-    fit.add_argument("--preset", default="reference", choices=["quick", "reference", "paper"], help=presets)
+    fit.add_argument("--preset", default="reference", choices=list(PRESETS), help="how large (default: reference)")
     fit.add_argument("--set", action="append", default=[], metavar="K=V", help="change a detector setting, as t=300")
     fit.add_argument("--seed", type=int, default=0, metavar="N")
     fit.add_argument("--device", default="auto", type=_device, help="auto, cpu, cuda, cuda:1, mps (default: auto)")
@@ -75,8 +86,7 @@ def _parser() -> argparse.ArgumentParser:
 
     data = commands.add_parser("data", help="look at a data set")
     data.add_argument("action", choices=["list", "check"], help="list: what is there; check: decode every file")
-    data.add_argument("--data", default="", metavar="DIR", help="a folder of images (default: the embedded data)")
-    data.add_argument("--category", action="append", default=[], metavar="C", help="one category (repeat for more)")
+    _add_data_options(data)
     return parser
 
 
@@ -86,6 +96,22 @@ def _device(name: str) -> str:
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return name
+
+
+def _add_data_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", default="", metavar="DIR", help="a folder of images (default: the embedded data)")
+    parser.add_argument("--category", action="append", default=[], metavar="C", help="one category (repeat for more)")
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say what a run is; :func:`run_parameters` reads them."""
+    presets = "; ".join(f"{name}: {preset.purpose}" for name, preset in PRESETS.items())
+    parser.add_argument("--preset", default="quick", choices=list(PRESETS), help=presets)
+    _add_data_options(parser)
+    parser.add_argument("--seed", action="append", default=[], type=int, metavar="N", help="one seed (repeat for more)")
+    parser.add_argument("--unified", action=argparse.BooleanOptionalAction, help="one model for all the categories")
+    parser.add_argument("--out", default="", metavar="DIR", help="results folder (default: results/PRESET)")
+    parser.add_argument("--set", action="append", default=[], metavar="K=V", help="change a detector setting, as t=300")
 
 
 def _assignments(pairs: Sequence[str], option: str) -> dict[str, Any]:
@@ -102,14 +128,15 @@ def _assignments(pairs: Sequence[str], option: str) -> dict[str, Any]:
     return values
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def run_parameters(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The RunParameters, but the device, that the options of :func:`add_run_options` ask for. Raises ParameterError."""
     root = project_root()
 
     def from_root(folder: str) -> str:
         # Relative to the project and not where a link leads: notebooks and provenance name no folder of this machine.
         return os.path.relpath(os.path.abspath(Path(folder).expanduser()), root.resolve()) if folder else ""
 
-    parameters = {
+    return {
         "preset": arguments.preset,
         "data": from_root(arguments.data),
         "categories": arguments.category,
@@ -117,9 +144,13 @@ def _run(arguments: argparse.Namespace) -> int:
         "unified": {None: "auto", True: "yes", False: "no"}[arguments.unified],
         "settings": _assignments(arguments.set, "--set"),
         "out": from_root(arguments.out),
-        "device": arguments.device,
     }
-    folder = run_notebooks(parameters, _assignments(arguments.p, "-p"), arguments.only, arguments.force, arguments.jobs)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    parameters = run_parameters(arguments) | {"device": arguments.device}
+    own = _assignments(arguments.p, "-p")
+    folder = run_notebooks(parameters, own, arguments.only, arguments.force, arguments.jobs, arguments.part)
     print(f"done: {os.path.relpath(folder)}")
     return 0
 
@@ -196,12 +227,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
             return {"run": _run, "fit": _fit, "score": _score, "data": _data}[arguments.command](arguments)
-    except (DataError, ParameterError, StorageError) as error:
+    except EXPECTED as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (RunError, BackboneError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if arguments.command == "score" else 1  # a script must not take it for a flagged part
+        # A script must not take a failure of `score` for a flagged part.
+        return 2 if arguments.command == "score" else exit_status(error)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 130

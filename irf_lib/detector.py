@@ -25,9 +25,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .diffusion import (
+    ALONE,
     DENOISERS,
     Denoiser,
     Preconditioned,
+    Processes,
     T,
     TrainSettings,
     TrainStep,
@@ -159,20 +161,26 @@ class OneStepDetector:
     # --- fitting -------------------------------------------------------------------------------------------------
 
     def fit(
-        self, images: Sequence[Path] | np.ndarray, progress: str | None = "training", checkpoint: Path | None = None
+        self,
+        images: Sequence[Path] | np.ndarray,
+        progress: str | None = "training",
+        checkpoint: Path | None = None,
+        processes: Processes = ALONE,
     ) -> OneStepDetector:
         """Fit on normal ``images``: paths, or an array (N, 3, H, W) in [0, 1]. Returns self.
 
-        ``checkpoint`` (a JSON path) makes a killed fit resume; ``progress`` labels the bars, None hides them.
+        ``checkpoint`` (a JSON path) makes a killed fit resume; ``progress`` labels the bars, None hides them. Of
+        several ``processes`` only the main one's detector has a density and a threshold, and can be saved.
         """
         self.fit_index, self.calibration_index = calibration_split(len(images), self.settings.calibration, self.seed)
-        raw = self.raw_features(images, progress)
+        with processes.main_first():  # the others find the features in the cache
+            raw = self.raw_features(images, progress)
         self.mean, self.std = channel_statistics(raw[self.fit_index])
         x0 = (raw - self.mean) / self.std
-        self._train(x0[self.fit_index], progress, checkpoint)
-        return self.calibrate(x0[self.fit_index], x0[self.calibration_index])
+        self._train(x0[self.fit_index], progress, checkpoint, processes)
+        return self.calibrate(x0[self.fit_index], x0[self.calibration_index]) if processes.is_main else self
 
-    def _train(self, x0: Tensor, progress: str | None, checkpoint: Path | None) -> None:
+    def _train(self, x0: Tensor, progress: str | None, checkpoint: Path | None, processes: Processes) -> None:
         self.denoiser = self.new_denoiser()  # a second fit is a fit, not more training
         if self.settings.precondition:
             self.denoiser.fit_gaussian(x0)
@@ -185,7 +193,16 @@ class OneStepDetector:
             mininterval=1.0,
         )
         self.history = []
-        steps = train(self.denoiser, x0, self.settings, self.seed, self.device, checkpoint, identity=identity)
+        steps = train(
+            self.denoiser,
+            x0,
+            self.settings,
+            self.seed,
+            self.device,
+            checkpoint,
+            identity=identity,
+            processes=processes,
+        )
         for statistics in steps:
             self.history.append(statistics)
             bar.update(statistics.step - bar.n)

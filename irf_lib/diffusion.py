@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Literal, Self
@@ -323,6 +324,62 @@ def build_optimizers(denoiser: nn.Module, settings: TrainSettings) -> list[torch
     return [adamw, torch.optim.Muon(hidden, lr=settings.muon_lr, weight_decay=settings.weight_decay)]
 
 
+class Processes:
+    """The processes that train one network together. This one is alone; a subclass joins several.
+
+    Each computes the gradient of its own slice of every batch; averaged, these are the gradient of the whole batch, and
+    every process makes the same optimiser step. So nothing of the recipe depends on how many there are, but rounding.
+    """
+
+    index: int = 0  # this process's place, 0 is the main one: it alone writes files
+    count: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        return self.index == 0
+
+    def share(self, batch_size: int) -> slice:
+        """This process's images of a batch. Raises ValueError unless all get equally many: only then is the mean of
+        their losses that of the batch."""
+        if batch_size % self.count:
+            raise ValueError(f"batch_size {batch_size} cannot be divided among {self.count} processes")
+        size = batch_size // self.count
+        return slice(self.index * size, (self.index + 1) * size)
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        """Mean over the processes, element by element. All of them must call it, with tensors of one shape."""
+        return tensor
+
+    def main_first(self) -> AbstractContextManager:
+        """A context that the others enter when the main process has left it."""
+        return nullcontext()
+
+
+ALONE = Processes()
+
+
+def _average(processes: Processes, denoiser: nn.Module, loss: Tensor) -> Tensor:
+    """Replace the gradients by their means over ``processes``; returns the mean loss."""
+    if processes.count == 1:
+        return loss
+    gradients = [p.grad for p in denoiser.parameters() if p.grad is not None]
+    # One message a step. DistributedDataParallel would send while it still computes, but wraps the network: its
+    # average, its checkpoint and its hidden matrices would have to know.
+    packed = processes.mean(torch.cat([loss.detach().view(1), *(gradient.flatten() for gradient in gradients)]))
+    loss, *means = packed.split([1, *(gradient.numel() for gradient in gradients)])
+    for gradient, mean in zip(gradients, means, strict=True):
+        gradient.copy_(mean.view_as(gradient))
+    return loss[0]
+
+
+def _require_same(processes: Processes, number: int, device: torch.device) -> None:
+    """Raise RuntimeError, in every process, if ``number`` differs between them."""
+    if processes.count > 1:
+        mean, mean_square = processes.mean(torch.tensor([number, number**2], dtype=torch.float64, device=device))
+        if not torch.isclose(mean**2, mean_square):
+            raise RuntimeError("the processes found different checkpoints; they need one results folder in common")
+
+
 def train(
     denoiser: nn.Module,
     x0: Tensor,
@@ -332,6 +389,7 @@ def train(
     checkpoint: Path | None = None,
     checkpoint_seconds: float = 60.0,
     identity: str = "",
+    processes: Processes = ALONE,
 ) -> Iterator[TrainStep]:
     """Train ``denoiser`` on ``x0`` (N, C, s, s); yields a TrainStep for every step, in order.
 
@@ -339,12 +397,14 @@ def train(
     ``checkpoint`` (a JSON path) the state is kept on disk every ``checkpoint_seconds`` and a later call with the same
     arguments goes on from there, to the same weights as an uninterrupted run (the steps that were done before are
     yielded again, from the record); a checkpoint of other settings, another seed or another ``identity`` (say, a hash
-    of the data) is ignored, as is a damaged one. Raises ValueError on empty data and FloatingPointError if the loss
-    stops being finite.
+    of the data) is ignored, as is a damaged one. With several ``processes`` each calls this with the same arguments
+    (but its own device) and gets the same steps; the main one keeps the checkpoint. Raises ValueError on empty data and
+    on a batch that the processes cannot divide, and FloatingPointError if the loss stops being finite.
     """
     if x0.ndim != 4 or len(x0) == 0:
         raise ValueError(f"training needs feature maps of shape (N, C, s, s) with N > 0, got {tuple(x0.shape)}")
     device, settings = torch.device(device), settings.for_images(len(x0))
+    own = processes.share(settings.batch_size)
     precision = resolve_precision(settings.precision, device)
     generator = torch.Generator().manual_seed(seed)
     abar, probabilities = alpha_bars(device), timestep_probabilities(denoiser, settings.importance)
@@ -360,16 +420,18 @@ def train(
     code = f"{file_sha256(Path(__file__))} torch {torch.__version__}"
     fingerprint = {"recipe": recipe, "seed": seed, "identity": identity, "network": network, "code": code}
     done = state.load(checkpoint, fingerprint)
+    _require_same(processes, len(done), device)
     yield from done
     earlier_seconds = done[-1].seconds if done else 0.0
     start = saved = time.monotonic()
     for step in range(len(done) + 1, settings.steps + 1):
         draw = training_batch(x0, settings.batch_size, generator, probabilities)
-        batch, t, eps = (v.to(device) for v in draw)
+        batch, t, eps = (v[own].to(device) for v in draw)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             loss = ddpm_loss(denoiser, batch, t, eps, abar, weights[t])
         denoiser.zero_grad(set_to_none=True)
         loss.backward()
+        loss = _average(processes, denoiser, loss)
         grad_norm = nn.utils.clip_grad_norm_(denoiser.parameters(), settings.grad_clip)
         lr = schedulers[0].get_last_lr()[0]
         if not math.isfinite(loss.item()):
@@ -379,7 +441,7 @@ def train(
         ema.update_parameters(denoiser)
         now = time.monotonic()
         done.append(TrainStep(step, loss.item(), lr, float(grad_norm), earlier_seconds + now - start))
-        if checkpoint and (now - saved >= checkpoint_seconds or step == settings.steps):
+        if checkpoint and processes.is_main and (now - saved >= checkpoint_seconds or step == settings.steps):
             state.save(checkpoint, fingerprint, done)
             saved = time.monotonic()  # after the save: one that takes long must not be due again at once
         yield done[-1]

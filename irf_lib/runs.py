@@ -37,7 +37,7 @@ from torch import Tensor
 from . import datasets, embedded, metrics
 from .datasets import Category
 from .detector import DetectorSettings, OneStepDetector
-from .diffusion import resolve_device, resolve_precision
+from .diffusion import ALONE, Processes, resolve_device, resolve_precision
 from .scoring import anomaly_map, image_score
 from .storage import StorageError, file_sha256, read_json, write_atomically, write_json
 
@@ -284,6 +284,18 @@ class RunParameters(BaseModel):
     out: str = ""  # results folder, relative to the project; "" is results/<preset>
     device: str = "auto"
 
+    @property
+    def part(self) -> str:
+        """Which part of all that could be run this is, for names of files; "" where nothing was chosen.
+
+        Runs of different data, categories or seeds have different parts: they may fill one results folder side by side,
+        and what each keeps of itself must not bear the other's name.
+        """
+        words = [Path(self.data).name, *self.categories, {"auto": "", "yes": "unified", "no": "single"}[self.unified]]
+        name = "_".join([*filter(None, words), *(f"seed{seed}" for seed in self.seeds)])
+        short = len(name) <= 100  # a file's name may have 255 bytes
+        return name if short else f"{name[:80]}_{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+
     @field_validator("seeds", "categories")
     @classmethod
     def _no_value_twice(cls, values: list) -> list:
@@ -396,7 +408,7 @@ class Run:
         # Taken now and not at the end: code that is edited while a notebook runs did not make its results.
         run._key, run._git = run._stage_key(), git_state(root)
         modules = [path.stem for path in sorted(Path(__file__).parent.glob("*.py"))]
-        run._code = _code_hash(*(name for name in modules if name not in ("plots", "__main__", "__init__")))
+        run._code = _code_hash(*(name for name in modules if name not in ("plots", "__main__", "__init__", "train")))
         run._cells = _code_cells(root / "notebooks" / f"{stage}.ipynb")
         return run
 
@@ -492,9 +504,12 @@ class Run:
     def detector_folder(self, job: Job) -> Path:
         return self.folder / "detectors" / self.dataset / job.name / f"seed{job.seed}"
 
-    def fit_detector(self, job: Job, progress: bool = True) -> OneStepDetector:
-        """Train the job's detector, or load it if it was trained before on the same data, by the same code."""
-        return self._fit(job, self.settings, self.detector_folder(job), progress)
+    def fit_detector(self, job: Job, progress: bool = True, processes: Processes = ALONE) -> OneStepDetector:
+        """Train the job's detector, or load it if it was trained before on the same data, by the same code.
+
+        Of several ``processes`` only the main one saves it, and has one to return that can score.
+        """
+        return self._fit(job, self.settings, self.detector_folder(job), progress, processes)
 
     def fit_variant(self, job: Job, name: str, changes: Mapping[str, Any]) -> OneStepDetector:
         """As :meth:`fit_detector`, with ``changes`` to the settings and kept apart, under variants/.
@@ -506,7 +521,14 @@ class Run:
         plain = re.sub(r"\W+", "-", name)
         return self._fit(job, settings, self.folder / "variants" / self.dataset / job.name / f"seed{job.seed}" / plain)
 
-    def _fit(self, job: Job, settings: DetectorSettings, folder: Path, progress: bool = True) -> OneStepDetector:
+    def _fit(
+        self,
+        job: Job,
+        settings: DetectorSettings,
+        folder: Path,
+        progress: bool = True,
+        processes: Processes = ALONE,
+    ) -> OneStepDetector:
         identity = self._identity(job, settings)
         try:
             if read_json(folder / "detector.json")["meta"]["extra"] == identity:
@@ -516,9 +538,10 @@ class Run:
         except (StorageError, KeyError, TypeError):
             pass  # absent, damaged or another version's: trained again
         detector = OneStepDetector(settings, job.seed, self.parameters.device, self.cache)
-        detector.fit(job.train, job.label if progress else None, checkpoint=folder / "checkpoint.json")
-        detector.save(folder, identity)
-        self._remove_checkpoints(folder)
+        detector.fit(job.train, job.label if progress else None, folder / "checkpoint.json", processes)
+        if processes.is_main:
+            detector.save(folder, identity)
+            self._remove_checkpoints(folder)
         return detector
 
     @staticmethod
@@ -829,6 +852,7 @@ class Run:
                 raise RunError(f"{self.stage} should have written {pattern} under {self.show(self.folder)}")
         files = {path for path in self._written if path.is_file()}
         files |= {path for pattern in STAGES[self.stage].writes for path in self.folder.glob(pattern)}
+        files -= set(self._others_detectors())
         # A table that several stages add to changes after this one is done; this one's own piece of it does not.
         writers = Counter(pattern for stage in STAGES.values() for pattern in stage.writes)
         common = [self.folder / pattern for pattern, n in writers.items() if n > 1]
@@ -841,9 +865,31 @@ class Run:
         write_json(self._record_path, record)
         print(f"{self.stage}: {len(files)} files under {self.show(self.folder)} in {record['seconds']:.0f} s")
 
+    def _others_detectors(self) -> list[Path]:
+        # Not this run's to vouch for, and perhaps being replaced at this moment by the run whose they are.
+        own = {self.detector_folder(job) for job in self.jobs} if self.stage == "03_train" else set()
+        return [path for path in self.folder.glob("detectors/*/*/seed*/*") if path.parent not in own]
+
     @property
     def _record_path(self) -> Path:
-        return self.folder / "stages" / f"{self.stage}.json"
+        return self.folder / "stages" / f"{self._name_of_part}.json"
+
+    @property
+    def _name_of_part(self) -> str:
+        return f"{self.stage}.{self.parameters.part}" if self.parameters.part else self.stage
+
+    def executed_path(self, apart: bool = False) -> Path:
+        """Where the executed notebook goes; ``apart``: under a name that no other part of a parallel run has."""
+        return self.folder / "notebooks" / (f"parts/{self._name_of_part}.ipynb" if apart else f"{self.stage}.ipynb")
+
+    @property
+    def partial_path(self) -> Path:
+        """Where papermill writes while the notebook runs.
+
+        Named by the part: two parts of a parallel run would otherwise write into one file, and the first to end would
+        take it away from under the other.
+        """
+        return self.folder / "notebooks" / f"{self._name_of_part}.partial.ipynb"
 
     def _stage_key(self) -> str:
         """Hash of everything that the stage's files depend on: parameters, data, code, notebook, inputs."""
@@ -949,14 +995,17 @@ def run_notebooks(
     only: Sequence[str] = (),
     force: bool = False,
     jobs: int = 0,
+    apart: bool = False,
 ) -> Path:
     """Execute the notebooks through papermill; returns the results folder.
 
     ``parameters`` are RunParameters, ``extras`` parameters of single notebooks, ``only`` stage names or their numbers.
     Stages whose outputs are current are skipped unless ``force``. Up to ``jobs`` notebooks run side by side, each as
     soon as those it reads from are done, and share the cores; 0 is four, or as many as there are cores, on a CPU, and
-    one on a GPU. Everything is validated before the first notebook starts. Raises RunError or DataError for wrong
-    input, and RunError at the first failing cell, once the notebooks that were running beside it have ended.
+    one on a GPU. ``apart`` keeps the executed notebooks where runs of other categories or seeds into the same folder do
+    not put theirs (:meth:`Run.executed_path`). Everything is validated before the first notebook starts. Raises
+    RunError or DataError for wrong input, and RunError at the first failing cell, once the notebooks that were running
+    beside it have ended.
     """
     root = project_root()
     paths = {path.stem: path for path in _select(notebook_paths(root), only)}
@@ -984,7 +1033,7 @@ def run_notebooks(
             print(f"{head}: no labelled test images, skipped", flush=True)
             return
         run = Run.open(name, own, **shared)
-        executed = run.folder / "notebooks" / paths[name].name
+        executed = run.executed_path(apart)
         if not force and executed.is_file() and run.is_current():
             print(f"{head}: current, skipped", flush=True)
             return
@@ -1084,8 +1133,9 @@ def _execute(run: Run, path: Path, executed: Path, parameters: Mapping[str, Any]
     from traitlets.config import Config
 
     start = time.monotonic()
-    partial = executed.with_name(f"{executed.stem}.partial.ipynb")
-    partial.parent.mkdir(parents=True, exist_ok=True)
+    partial = run.partial_path
+    for path_to_write in (partial, executed):
+        path_to_write.parent.mkdir(parents=True, exist_ok=True)
     run.forget()  # so that a record found afterwards is this execution's
     try:
         papermill.execute_notebook(

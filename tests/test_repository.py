@@ -23,6 +23,7 @@ FLOORS = [
     {"benchmark"},
     {"runs"},
     {"__main__"},
+    {"train"},
 ]
 
 

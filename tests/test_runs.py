@@ -258,6 +258,24 @@ def test_a_piece_depends_on_the_cells_that_make_it(tmp_path, mvtec):
     assert key("import y", *cells[1:]) != same
 
 
+def test_parts_of_a_run_do_not_meet(tmp_path, mvtec):
+    keywords = {"data": str(mvtec), "out": str(tmp_path / "out"), "settings": TINY | {"alpha": 0.5}, "device": "cpu"}
+    first, second = (Run.open("03_train", seeds=[seed], **keywords) for seed in (1, 2))
+    first.fit_detector(first.jobs[0], progress=False)
+    for name in ("training.csv", "denoising.csv", "figures/training.pdf"):
+        first.save(name, lambda path: path.write_text(""))
+    first.finish()
+    second.forget()
+    assert first.is_finished() and not second.is_finished()
+    assert len({run.partial_path for run in (first, second)}) == 2
+    assert len({run.executed_path(apart=True) for run in (first, second)}) == 2
+    assert first.executed_path() == second.executed_path() == first.folder / "notebooks" / "03_train.ipynb"
+    second.fit_detector(second.jobs[0], progress=False)
+    (second.detector_folder(second.jobs[0]) / "detector.json").unlink()
+    assert first.is_current(), "it does not vouch for the other's detector"
+    assert Run.open("00_start_here", out=str(tmp_path / "other")).parameters.part == ""
+
+
 def test_own_rows(tmp_path, mvtec):
     run = Run.open("00_start_here", data=str(mvtec), out=str(tmp_path / "out"), seeds=[1])
     rows = [("mvtec_like", "nut", 1, False), ("mvtec_like", "nut", 2, False), ("other", "nut", 1, False)]
