@@ -35,8 +35,9 @@ reproduce: setup
 bench: setup
 	$(BIN)/python -m irf_lib run --preset reference --only 12 --force
 
+# A process for each core, each with one thread; the tests of one file stay together, because they share what they made.
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .
