@@ -1,12 +1,14 @@
-"""The command line: ``python -m irf_lib run ...`` and ``python -m irf_lib data list|check``.
+"""The command line: ``python -m irf_lib run ...`` and ``python -m irf_lib data list|check|download``.
 
-Exit status: 0 done, 1 a notebook failed or a stage is missing its input, 2 the command or the data are wrong.
+Exit status: 0 done, 1 a notebook or a download failed or a stage is missing its input, 2 the command or the data
+are wrong.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +16,9 @@ from typing import Any
 
 import yaml
 
-from . import datasets, embedded
+from . import datasets, downloads, embedded
 from .datasets import DataError
+from .downloads import DownloadError
 from .features import BackboneError
 from .runs import PRESETS, ParameterError, RunError, project_root, run_notebooks
 
@@ -41,11 +44,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--force", action="store_true", help="run stages whose outputs are current, too")
 
-    data = commands.add_parser("data", help="look at a data set")
-    data.add_argument("action", choices=["list", "check"], help="list: what is there; check: decode every file")
-    data.add_argument("--data", default="", metavar="DIR", help="a folder of images (default: the embedded data)")
-    data.add_argument("--category", action="append", default=[], metavar="C", help="one category (repeat for more)")
+    _add_data_parsers(commands.add_parser("data", help="look at a data set, or get one"))
     return parser
+
+
+def _add_data_parsers(data: argparse.ArgumentParser) -> None:
+    actions = data.add_subparsers(dest="action", required=True)
+    for action, purpose in (("list", "what is there"), ("check", "decode every file")):
+        look = actions.add_parser(action, help=purpose)
+        look.add_argument("--data", default="", metavar="DIR", help="a folder of images (default: the embedded data)")
+        look.add_argument("--category", action="append", default=[], metavar="C", help="one category (repeat for more)")
+
+    get = actions.add_parser("download", help="get a public data set: its licence is shown, its archive checked")
+    get.add_argument("name", choices=list(downloads.SOURCES))
+    get.add_argument("--to", default="", metavar="DIR", help="the data set's new folder (default: data/NAME)")
+    get.add_argument("--archive", default="", metavar="FILE", help="check and unpack this file instead of fetching it")
+    get.add_argument("--yes", action="store_true", help="go on without asking")
 
 
 def _assignments(pairs: Sequence[str], option: str) -> dict[str, Any]:
@@ -85,6 +99,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _data(arguments: argparse.Namespace) -> int:
+    return _download(arguments) if arguments.action == "download" else _look(arguments)
+
+
+def _look(arguments: argparse.Namespace) -> int:
     if arguments.data:
         root = Path(arguments.data).expanduser()
     else:
@@ -103,6 +121,34 @@ def _data(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _download(arguments: argparse.Namespace) -> int:
+    source = downloads.SOURCES[arguments.name]
+    target = Path(arguments.to).expanduser() if arguments.to else project_root() / "data" / source.name
+    archive = Path(arguments.archive).expanduser() if arguments.archive else None
+    if downloads.is_finished(source, target):
+        print(f"{os.path.relpath(target)} is there already, nothing to do")
+    else:
+        print(downloads.notice(source), f"to:       {os.path.relpath(target)}", sep="\n")
+        downloads.check_request(source, archive)
+        if not (arguments.yes or _confirmed()):
+            print("nothing was done")
+            return 1
+        downloads.download(source, target, archive)
+    shown = shlex.quote(os.path.relpath(target))
+    print(f"go on with:\n  python -m irf_lib data check --data {shown}")
+    print(f"  python -m irf_lib run --preset reference --data {shown} --out results/{source.name}")
+    return 0
+
+
+def _confirmed() -> bool:
+    if not sys.stdin.isatty():
+        raise DataError("nobody is here to answer; if you accept the licence above, say so with --yes.")
+    try:
+        return input("go on? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
@@ -110,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (DataError, ParameterError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (RunError, BackboneError) as error:
+    except (RunError, BackboneError, DownloadError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
