@@ -131,12 +131,13 @@ def notice(source: Source) -> str:
 def is_finished(source: Source, target: Path) -> bool:
     """Whether `target` holds the whole data set, by the record that was moved there with it.
 
-    DataError if it holds anything else: another data set, somebody's files, or less than was unpacked. An empty
-    folder is as good as none.
+    DataError if it holds anything else: another data set, somebody's files, or less than was unpacked;
+    DownloadError if it cannot be looked into. An empty folder is as good as none.
     """
     target = Path(target)
-    if not os.path.lexists(target) or target.is_dir() and not any(target.iterdir()):
-        return False
+    with _disk_errors_in_one_sentence(target):
+        if not os.path.lexists(target) or target.is_dir() and not any(target.iterdir()):
+            return False
     try:
         record = read_json(target / MARKER) if target.is_dir() else {}
     except StorageError:
@@ -260,9 +261,11 @@ def _fetch(source: Source, folder: Path) -> Path:
     transfer = ResumingDownloader(folder / f"{source.archive}.part", source.home)
     try:
         path = pooch.retrieve(source.url, source.sha256, source.archive, folder, downloader=transfer)
-    except ValueError:  # pooch's word for a wrong hash, among others
-        if not transfer.part.exists() or (found := file_sha256(transfer.part)) == source.sha256:
-            raise
+    except ValueError as error:  # pooch's word for a wrong hash
+        if not transfer.part.exists():  # handed over without a second name, and pooch has deleted it
+            transfer.forget()
+            raise DownloadError(f"{source.archive}: {error} Run this again or look at {source.home}") from None
+        found = file_sha256(transfer.part)
         aside = folder / f"{source.archive}.wrong"
         os.replace(transfer.part, aside)
         transfer.forget()
@@ -364,7 +367,8 @@ class ResumingDownloader:
                 raise _Dropped("the server's file is not the one that was begun")
             self._append(response, have, total)
         elif status == 200:
-            total = int(response.headers["Content-Length"]) if "Content-Length" in response.headers else None
+            length = response.headers.get("Content-Length", "")
+            total = int(length) if length.isdecimal() else None
             self.forget()  # in this order: never old bytes beside the new file's description
             write_json(self.head, {"url": url, "validator": _validator(response), "total": total})
             self._append(response, 0, total)

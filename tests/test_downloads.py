@@ -22,7 +22,6 @@ from pathlib import Path
 
 import filelock
 import numpy as np
-import pooch
 import pytest
 from PIL import Image
 
@@ -551,6 +550,16 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path, mvtec):
     assert str(tmp_path / "file") in message(error)
 
 
+def test_a_place_that_cannot_be_read_is_one_sentence(tmp_path, mvtec, monkeypatch):
+    def iterdir(path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    with pytest.raises(DownloadError) as error:
+        downloads.is_finished(mvtec, tmp_path)
+    assert str(tmp_path) in message(error)
+
+
 # ---- killed ----
 
 CHILD = """
@@ -636,6 +645,12 @@ def test_without_hard_links_it_works_as_well(tmp_path, server, mvtec, monkeypatc
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
     monkeypatch.setattr(os, "link", link)
+    right, server.content = server.content, b"<html>please log in</html>"
+    with pytest.raises(DownloadError) as error:
+        download(mvtec, tmp_path / "set")
+    assert hashlib.sha256(server.content).hexdigest() in message(error) and mvtec.sha256 in message(error)
+    assert list(tmp_path.iterdir()) == []
+    server.content = right
     assert tree(download(mvtec, tmp_path / "set")) == MVTEC
     assert [path.name for path in (tmp_path / "set.download").iterdir()] == [mvtec.archive]
 
@@ -662,7 +677,6 @@ def test_every_source_says_where_from_and_on_which_terms():
         for part in (source.licence, source.terms, source.citation, source.archive, source.url or source.home):
             assert part in text
     assert not downloads.SOURCES["mvtec_ad"].url, "it is behind a form"
-    assert pooch.__version__ == "v1.9.0"
 
 
 class Terminal(io.StringIO):
