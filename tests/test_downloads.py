@@ -136,7 +136,8 @@ class Server(ThreadingHTTPServer):
         self.etag, self.modified = '"one"', ""
         self.drops: list[int] = []  # of each request in turn, the bytes after which its connection ends
         self.statuses: list[int] = []  # of each request in turn, a refusal
-        self.ranges = self.lengths = True  # whether it knows ranges; whether it tells lengths
+        self.ranges = True  # whether it knows them
+        self.lengths: list[bool] = []  # of each request in turn, whether it tells a length
         self.stall = threading.Event()  # until set, a dropped connection is held open instead
         self.stall.set()
         self.asked: list[tuple[str | None, str | None]] = []  # Range, If-Range
@@ -168,7 +169,7 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in (("ETag", server.etag), ("Last-Modified", server.modified)):
             if value:
                 self.send_header(name, value)
-        if server.lengths:
+        if server.lengths.pop(0) if server.lengths else True:
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         sent = server.drops.pop(0) if server.drops else len(body)
@@ -341,12 +342,18 @@ def test_a_file_that_changed_meanwhile_is_fetched_from_its_beginning(tmp_path, s
     assert server.answered[4:] == ([200] if tagged else [206, 200])
 
 
-def test_bytes_that_nothing_vouches_for_are_not_used(tmp_path, server, mvtec):
+@pytest.mark.parametrize(
+    "head", [None, "{", "[]", '{"url": "http://elsewhere/", "validator": "\\"one\\"", "total": 9}']
+)
+def test_bytes_that_nothing_vouches_for_are_not_used(tmp_path, server, mvtec, head):
     folder = tmp_path / "set.download"
     folder.mkdir()
     (folder / f"{mvtec.archive}.part").write_bytes(b"of unknown origin")
+    if head:
+        (folder / f"{mvtec.archive}.part.json").write_text(head)
+    server.statuses = [206]  # a part that nobody asked for is not put behind them either
     assert tree(download(mvtec, tmp_path / "set")) == MVTEC
-    assert server.asked == [(None, None)]
+    assert server.asked == [(None, None)] * 2
 
 
 def test_more_bytes_than_the_server_has_are_given_up(tmp_path, server, mvtec):
@@ -360,8 +367,14 @@ def test_more_bytes_than_the_server_has_are_given_up(tmp_path, server, mvtec):
 
 
 def test_no_length_told(tmp_path, server, mvtec):
-    server.lengths = False
+    server.lengths = [False]
     assert tree(download(mvtec, tmp_path / "set")) == MVTEC
+
+
+def test_a_rest_without_a_length_that_ends_early(tmp_path, server, mvtec):
+    server.lengths, server.drops = [True, False], [70_000, 10_000]
+    assert tree(download(mvtec, tmp_path / "set")) == MVTEC
+    assert [ask for ask, _ in server.asked] == [None, "bytes=70000-", "bytes=80000-"]
 
 
 @pytest.mark.parametrize("status", [500, 503, 429])
