@@ -1,7 +1,7 @@
 """The command line: ``python -m irf_lib run|fit|score|data ...``.
 
-Exit status: 0 done, 1 a notebook failed or a stage is missing its input, 2 the command or the data are wrong; of
-``score``: 0 nothing was flagged, 1 something was, 2 an image could not be read, or no image could be scored at all.
+Exit status: 0 done, 1 a notebook or a download failed or a stage is missing its input, 2 the command or the data are
+wrong; of ``score``: 0 nothing was flagged, 1 something was, 2 an image or the model could not be read.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import shlex
 import sys
 import time
 import warnings
@@ -19,20 +20,17 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from . import datasets, embedded, inspection
+from . import datasets, downloads, embedded, inspection
 from .datasets import DataError
 from .detector import DetectorSettings, OneStepDetector
 from .diffusion import resolve_device
+from .downloads import DownloadError
 from .features import BackboneError
 from .runs import PRESETS, ParameterError, RunError, explain, project_root, run_notebooks
 from .storage import StorageError
 
-EXPECTED = (
-    DataError,
-    RunError,
-    BackboneError,
-    StorageError,
-)  # what a user can put right: said in a sentence, without a traceback
+# What a user can put right: said in a sentence, without a traceback.
+EXPECTED = (DataError, RunError, BackboneError, DownloadError, StorageError)
 
 
 def exit_status(error: Exception) -> int:
@@ -44,7 +42,20 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m irf_lib", description="OSD-IRF, reproduced.")
     commands = parser.add_subparsers(dest="command", required=True)
 
-    run = commands.add_parser("run", help="run the notebooks in order, through papermill")
+    _add_runner_options(commands.add_parser("run", help="run the notebooks in order, through papermill"))
+    _add_fit_options(commands.add_parser("fit", help="fit a model on a folder of good images"))
+    status = "Exit status: 0 nothing flagged, 1 something flagged, 2 an image or the model could not be read."
+    score = commands.add_parser(
+        "score",
+        help="score images by a fitted model",
+        description=f"Writes scores.csv, report.html and overlays. {status}",
+    )
+    _add_score_options(score)
+    _add_data_parsers(commands.add_parser("data", help="look at a data set, or get one"))
+    return parser
+
+
+def _add_runner_options(run: argparse.ArgumentParser) -> None:
     add_run_options(run)
     run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     run.add_argument("-p", action="append", default=[], metavar="K=V", help="a parameter of a single notebook")
@@ -60,7 +71,8 @@ def _parser() -> argparse.ArgumentParser:
         "theirs, under notebooks/parts",
     )
 
-    fit = commands.add_parser("fit", help="fit a model on a folder of good images")
+
+def _add_fit_options(fit: argparse.ArgumentParser) -> None:
     fit.add_argument("good", type=Path, metavar="GOOD_FOLDER", help="images of good parts, about 20 or more")
     fit.add_argument("--out", type=Path, required=True, metavar="MODEL", help="the model's folder")
     fit.add_argument("--alpha", type=float, help="share of good parts that may be flagged (default: 0.05)")
@@ -70,12 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--device", default="auto", type=_device, help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     fit.add_argument("--force", action="store_true", help="replace another model in that folder")
 
-    score = commands.add_parser(
-        "score",
-        help="score images by a fitted model",
-        description="Writes scores.csv, report.html and overlays. Exit status: 0 nothing flagged, 1 something flagged, "
-        "2 an image could not be read, or the command is wrong.",
-    )
+
+def _add_score_options(score: argparse.ArgumentParser) -> None:
     score.add_argument("model", type=Path, metavar="MODEL", help="a folder that fit has made")
     score.add_argument("images", type=Path, nargs="+", metavar="IMAGES", help="image files, and folders of them")
     score.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the results go")
@@ -84,10 +92,18 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--overlays", default="all", choices=["all", "flagged", "none"], help="which to write")
     score.add_argument("--device", default="auto", type=_device, help="auto, cpu, cuda, cuda:1, mps (default: auto)")
 
-    data = commands.add_parser("data", help="look at a data set")
-    data.add_argument("action", choices=["list", "check"], help="list: what is there; check: decode every file")
-    _add_data_options(data)
-    return parser
+
+def _add_data_parsers(data: argparse.ArgumentParser) -> None:
+    actions = data.add_subparsers(dest="action", required=True)
+    for action, purpose in (("list", "what is there"), ("check", "decode every file")):
+        look = actions.add_parser(action, help=purpose)
+        _add_data_options(look)
+
+    get = actions.add_parser("download", help="get a public data set: its licence is shown, its archive checked")
+    get.add_argument("name", choices=list(downloads.SOURCES))
+    get.add_argument("--to", default="", metavar="DIR", help="the data set's new folder (default: data/NAME)")
+    get.add_argument("--archive", default="", metavar="FILE", help="check and unpack this file instead of fetching it")
+    get.add_argument("--yes", action="store_true", help="go on without asking")
 
 
 def _device(name: str) -> str:
@@ -203,6 +219,10 @@ def _score(arguments: argparse.Namespace) -> int:
 
 
 def _data(arguments: argparse.Namespace) -> int:
+    return _download(arguments) if arguments.action == "download" else _look(arguments)
+
+
+def _look(arguments: argparse.Namespace) -> int:
     if arguments.data:
         root = Path(arguments.data).expanduser()
     else:
@@ -219,6 +239,34 @@ def _data(arguments: argparse.Namespace) -> int:
     if arguments.action == "check":
         print("every file can be read, and every mask fits its image")
     return 0
+
+
+def _download(arguments: argparse.Namespace) -> int:
+    source = downloads.SOURCES[arguments.name]
+    target = Path(arguments.to).expanduser() if arguments.to else project_root() / "data" / source.name
+    archive = Path(arguments.archive).expanduser() if arguments.archive else None
+    if downloads.is_finished(source, target):
+        print(f"{os.path.relpath(target)} is there already, nothing to do")
+    else:
+        print(downloads.notice(source), f"to:       {os.path.relpath(target)}", sep="\n")
+        downloads.check_request(source, archive)
+        if not (arguments.yes or _confirmed()):
+            print("nothing was done")
+            return 1
+        downloads.download(source, target, archive)
+    shown = shlex.quote(os.path.relpath(target))
+    print(f"go on with:\n  python -m irf_lib data check --data {shown}")
+    print(f"  python -m irf_lib run --preset reference --data {shown} --out results/{source.name}")
+    return 0
+
+
+def _confirmed() -> bool:
+    if not sys.stdin.isatty():
+        raise DataError("nobody is here to answer; if you accept the licence above, say so with --yes.")
+    try:
+        return input("go on? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
 
 
 def main(argv: Sequence[str] | None = None) -> int:

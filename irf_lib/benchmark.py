@@ -14,7 +14,6 @@ import copy
 import ctypes
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -306,9 +305,7 @@ def score_many(detector: OneStepDetector, n: int) -> Case:
     block = torch.rand(64, 3, size, size, generator=torch.Generator().manual_seed(0))
 
     def call() -> None:
-        for start in count(0, 64):
-            if start >= n:
-                break
+        for start in range(0, n, 64):
             scorer(block[: n - start].to(detector.device))
 
     return call

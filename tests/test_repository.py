@@ -17,7 +17,7 @@ FLOORS = [
     {"storage", "resampling"},
     {"irf", "scoring", "metrics", "features", "textures", "cutpaste", "invariance", "normality", "plots"},
     {"datasets", "diffusion", "summary"},
-    {"feature_store", "embedded", "folding", "scorer"},
+    {"feature_store", "embedded", "downloads", "folding", "scorer"},
     {"detector"},
     {"timesteps", "baselines", "inspection", "explorer"},
     {"benchmark"},
