@@ -21,6 +21,7 @@ import difflib
 import hashlib
 import io
 import os
+import re
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from pathlib import Path
 import numpy as np
 import tifffile
 from PIL import Image, ImageOps
+
+from .storage import one_line
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 MAX_PIXELS = 89_478_485  # Pillow's own limit, beyond which it suspects a decompression bomb
@@ -222,6 +225,9 @@ def _visa_rows(root: Path) -> list[tuple[str, dict[str, str]]]:
     for column in _VISA_COLUMNS:
         if column not in (reader.fieldnames or ()):
             raise DataError(f"{table}: lacks the column {column!r}; its header is {','.join(_VISA_COLUMNS)}.")
+    for place, row in rows:
+        if not re.fullmatch(r"\w[\w. -]*", row["object"]):  # it names folders of results as well
+            raise DataError(f"{place}: {row['object']!r} is no name of a category; restore VisA's own file.")
     return rows
 
 
@@ -233,7 +239,7 @@ def _read_visa(root: Path, name: str) -> tuple[tuple[Path, ...], tuple[TestImage
             continue
         path, mask = root / row["image"], root / row["mask"] if row["mask"] else None
         for file in filter(None, (path, mask)):
-            if file.suffix.lower() not in SUFFIXES or not file.is_file():
+            if file.suffix.lower() not in SUFFIXES or not os.path.isfile(file):  # a name may be absurd
                 raise DataError(f"{place}: {file} is missing or not {_TYPES}; restore it or edit the line.")
         match row["split"], row["label"]:
             case _, "normal" if mask is not None:
@@ -325,6 +331,8 @@ def _decode_mask(path: Path) -> np.ndarray:
 
 def _read_bytes(path: Path) -> bytes:
     try:
+        if path.exists() and not path.is_file():  # a pipe would keep us waiting for ever
+            raise DataError(f"{path}: a folder or device, not a file; move it elsewhere.")
         return path.read_bytes()
     except OSError as exc:
         raise DataError(f"{path}: cannot be read ({exc.strerror}); restore it or its permissions.") from exc
@@ -341,7 +349,7 @@ def _decode(path: Path) -> np.ndarray:
     except DataError:
         raise
     except Exception as exc:  # on damaged bytes decoders raise almost anything, even SyntaxError
-        raise DataError(f"{path}: not a readable {_TYPES} file ({exc}); replace or remove it.") from exc
+        raise DataError(f"{path}: not a readable {_TYPES} file ({one_line(exc)}); replace or remove it.") from exc
 
 
 def _decode_with_pillow(path: Path, data: bytes) -> np.ndarray:
@@ -351,6 +359,8 @@ def _decode_with_pillow(path: Path, data: bytes) -> np.ndarray:
             file.verify()  # the checksums, which decoding does not read to the end
     with Image.open(io.BytesIO(data), formats=formats) as file:
         _refuse_huge(path, *file.size)
+        if file.format == "PNG" and getattr(file, "n_frames", 1) > 1:
+            raise DataError(f"{path}: an animation of {file.n_frames} frames; save each as a file of its own.")
         image = ImageOps.exif_transpose(file)
     if image.mode.startswith("I;16"):
         return np.asarray(image).astype(np.uint16)[..., None]  # convert("RGB") would clip at 255
@@ -371,7 +381,7 @@ def _decode_tiff(path: Path, data: bytes) -> np.ndarray:
         if len(tiff.pages) > 1:
             raise DataError(f"{path}: holds {len(tiff.pages)} pages; save each as a file of its own.")
         page = tiff.pages[0]
-        _refuse_huge(path, page.imagewidth, page.imagelength)
+        _refuse_huge(path, page.imagewidth, page.imagelength * page.imagedepth * -(-page.samplesperpixel // 4))
         kind, bits = getattr(page.dtype, "kind", None), page.bitspersample
         white_is_zero = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE
         is_plain = white_is_zero or page.photometric in (
