@@ -23,7 +23,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .irf import noised
 from .scoring import location_vectors
-from .storage import StorageError, file_sha256, load_tensors, save_tensors
+from .storage import StorageError, file_sha256, load_tensors, one_line, save_tensors
 
 T = 1000
 Denoiser = Callable[[Tensor, Tensor], Tensor]
@@ -339,8 +339,8 @@ def train(
     ``checkpoint`` (a JSON path) the state is kept on disk every ``checkpoint_seconds`` and a later call with the same
     arguments goes on from there, to the same weights as an uninterrupted run (the steps that were done before are
     yielded again, from the record); a checkpoint of other settings, another seed or another ``identity`` (say, a hash
-    of the data) is ignored, as is a damaged one. Raises ValueError on empty data and FloatingPointError if the loss
-    stops being finite.
+    of the data) is ignored, as is a damaged one. Raises ValueError on empty data, FloatingPointError if the loss
+    stops being finite, and StorageError where a checkpoint cannot be written (an earlier one is then kept).
     """
     if x0.ndim != 4 or len(x0) == 0:
         raise ValueError(f"training needs feature maps of shape (N, C, s, s) with N > 0, got {tuple(x0.shape)}")
@@ -413,6 +413,14 @@ class _TrainState:
             return []
         if meta.get("fingerprint") != fingerprint:
             return []
+        try:
+            return self._restore(tensors)
+        except (KeyError, ValueError, RuntimeError, TypeError) as error:  # by somebody's hand: half of it may be in
+            raise StorageError(
+                f"{path} is no whole checkpoint ({one_line(error)}); delete it and start again."
+            ) from None
+
+    def _restore(self, tensors: dict[str, Tensor]) -> list[TrainStep]:
         done = unpack_history(tensors["history"])
         part = {name: {} for name in ("net", "ema", "opt")}
         for key, tensor in tensors.items():
