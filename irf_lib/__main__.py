@@ -1,6 +1,7 @@
 """The command line: ``python -m irf_lib run ...`` and ``python -m irf_lib data list|check``.
 
-Exit status: 0 done, 1 a notebook failed or a stage is missing its input, 2 the command or the data are wrong.
+Exit status: 0 done, 1 a notebook failed, a stage is missing its input or a file cannot be written, 2 the command or the
+data are wrong.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from . import datasets, embedded
 from .datasets import DataError
 from .features import BackboneError
 from .runs import PRESETS, ParameterError, RunError, project_root, run_notebooks
+from .storage import StorageError
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -110,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (DataError, ParameterError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (RunError, BackboneError) as error:
+    except (RunError, BackboneError, StorageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
