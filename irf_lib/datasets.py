@@ -219,16 +219,21 @@ def _visa_rows(root: Path) -> list[tuple[str, dict[str, str]]]:
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, restval="")
+            header = reader.fieldnames or ()  # read here: an empty file has none, and is closed below
             rows = [(f"{table}, line {reader.line_num}", row) for row in reader]
     except (OSError, UnicodeError, csv.Error) as exc:
         raise DataError(f"{table}: not a readable table ({exc}); restore VisA's own file.") from exc
     for column in _VISA_COLUMNS:
-        if column not in (reader.fieldnames or ()):
-            raise DataError(f"{table}: lacks the column {column!r}; its header is {','.join(_VISA_COLUMNS)}.")
+        if column not in header:
+            raise DataError(f"{table}: lacks the column {column!r}; restore the header {','.join(_VISA_COLUMNS)}.")
     for place, row in rows:
         if not re.fullmatch(r"\w[\w. -]*", row["object"]):  # it names folders of results as well
-            raise DataError(f"{place}: {row['object']!r} is no name of a category; restore VisA's own file.")
+            raise DataError(f"{place}: {_quoted(row['object'])} is no name of a category; restore VisA's own file.")
     return rows
+
+
+def _quoted(cell: str) -> str:
+    return repr(cell if len(cell) <= 100 else f"{cell[:100]} ...")
 
 
 def _read_visa(root: Path, name: str) -> tuple[tuple[Path, ...], tuple[TestImage, ...]]:
@@ -238,19 +243,23 @@ def _read_visa(root: Path, name: str) -> tuple[tuple[Path, ...], tuple[TestImage
         if row["object"] != name:
             continue
         path, mask = root / row["image"], root / row["mask"] if row["mask"] else None
-        for file in filter(None, (path, mask)):
+        for cell, file in ((row["image"], path), (row["mask"], mask)):
+            if file is None:
+                continue
             if file.suffix.lower() not in SUFFIXES or not os.path.isfile(file):  # a name may be absurd
-                raise DataError(f"{place}: {file} is missing or not {_TYPES}; restore it or edit the line.")
+                raise DataError(f"{place}: {_quoted(cell)} is missing or not {_TYPES}; restore it or edit the line.")
         match row["split"], row["label"]:
             case _, "normal" if mask is not None:
-                raise DataError(f"{place}: {path} is normal, with a mask; remove the mask or edit the label.")
+                raise DataError(
+                    f"{place}: {_quoted(row['image'])} is normal, with a mask; remove the mask or edit the label."
+                )
             case "train", "normal":
                 train.append(path)
             case "test", ("normal" | "anomaly") as label:
                 test.append(TestImage(path, "good" if label == "normal" else label, mask))
             case split, label:
                 known = "train with normal, or test with normal or anomaly"
-                raise DataError(f"{place}: split {split!r} with label {label!r}; correct it to {known}.")
+                raise DataError(f"{place}: split {_quoted(split)} with label {_quoted(label)}; correct it to {known}.")
     return tuple(sorted(train)), tuple(sorted(test, key=lambda image: (image.kind, image.path)))
 
 
