@@ -101,7 +101,7 @@ def calibration_split(n: int, share: float, seed: int) -> tuple[np.ndarray, np.n
     and never more than a third. Raises ValueError for fewer than 3 images.
     """
     if n < 3:
-        raise ValueError(f"fitting needs at least 3 normal images, got {n}")
+        raise ValueError(f"fitting needs at least 3 normal images, got {n}; add some")
     held_out = min(max(round(share * n), 20), n // 3)
     order = np.random.default_rng(seed).permutation(n)
     return np.sort(order[held_out:]), np.sort(order[:held_out])
@@ -173,6 +173,7 @@ class OneStepDetector:
 
         ``checkpoint`` (a JSON path) makes a killed fit resume; ``progress`` labels the bars, None hides them.
         """
+        images = checked_images(images)
         self.fit_index, self.calibration_index = calibration_split(len(images), self.settings.calibration, self.seed)
         raw = self.raw_features(images, progress)
         self.mean, self.std = channel_statistics(raw[self.fit_index])
@@ -320,7 +321,10 @@ class OneStepDetector:
         """Scores, maps, p-values and verdicts of ``images`` (paths, or an array (N, 3, H, W) in [0, 1]).
 
         Raises ValueError for what is neither, and DataError for a file that cannot be read."""
-        images = checked_images(images)
+        images, size = checked_images(images), self.settings.image_size
+        self._require_fit()
+        if not len(images):
+            return Scores(np.empty(0), np.empty((0, size, size), np.float32), np.empty(0), np.empty(0, bool))
         if isinstance(images, np.ndarray):
             return self._verdicts(*self.scorer()(torch.from_numpy(images.astype(np.float32, copy=False))))
         return self.score_features(self.features(images, progress))
