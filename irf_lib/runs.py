@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -961,6 +961,7 @@ def _code_hash(*modules: str) -> str:
     return hashlib.sha256("".join(file_sha256(path) for path in sorted(files)).encode()).hexdigest()
 
 
+@cache
 def package_versions() -> dict[str, str]:
     """The installed versions of PACKAGES."""
     return {name: importlib.metadata.version(name) for name in PACKAGES}
