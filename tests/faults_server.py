@@ -76,9 +76,10 @@ ORDERS = {"work": work, "bind": bind, "command": command}
 
 def interfere(call: str, pattern: str, how: str) -> None:
     """At the first call of ``call`` (such as os.replace) with an argument that matches ``pattern``: kill this process
-    group before it, or after it, or (``how`` slow) make every such call take a while."""
+    group before it, after it, or with ``half`` of what it was to write; or (``how`` slow) make every such call take a
+    while."""
     owner, _, name = call.rpartition(".")
-    place = {"os": os, "Run": runs.Run, "storage": storage}[owner]
+    place = {"os": os, "Path": Path, "Run": runs.Run, "storage": storage}[owner]
     original = getattr(place, name)
 
     def wrapped(*arguments, **keywords):
@@ -87,7 +88,10 @@ def interfere(call: str, pattern: str, how: str) -> None:
         if how == "slow":
             time.sleep(0.5)
             return original(*arguments, **keywords)
-        if how == "after":
+        if how == "half":
+            path, content = arguments[:2]
+            original(path, content[: len(content) // 2], **keywords)
+        elif how == "after":
             original(*arguments, **keywords)
         os.killpg(0, signal.SIGKILL)
 

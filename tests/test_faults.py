@@ -205,8 +205,9 @@ def test_runs_that_are_killed_at_random_moments_end_as_if_they_had_not_been(proj
     assert kills == KILLS
 
 
-# Where a kill is most dangerous, in the order in which a run comes by: (call, argument, before or after it).
+# Where a kill is most dangerous, in the order in which a run comes by: (call, argument, before, after or half).
 PLACES = [
+    ("Path.write_text", r"run", "half"),
     ("os.replace", r"run\.json$", "before"),
     ("storage._flush_to_disk", r"features/.*\.npz$", "before"),  # an entry of the cache, half-written
     ("os.replace", r"features/.*\.npz$", "after"),
@@ -225,7 +226,9 @@ PLACES = [
     ("os.replace", r"stages/03_train\.json$", "after"),
     ("storage._flush_to_disk", r"scores/.*\.npz$", "before"),
     ("os.replace", r"scores/.*\.npz$", "after"),
+    ("Path.write_bytes", r"pieces/metrics/", "half"),
     ("os.replace", r"pieces/metrics/.*\.csv$", "after"),
+    ("Path.write_text", r"pieces/decisions/", "half"),
     ("os.replace", r"pieces/decisions/.*\.json$", "before"),  # three of four pieces
     ("os.replace", r"pieces/decisions/.*\.json$", "after"),
     ("os.replace", r"stages/05_score_and_detect\.json$", "before"),
