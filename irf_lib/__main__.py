@@ -1,6 +1,7 @@
 """The command line: ``python -m irf_lib run|fit|score|data ...``.
 
-Exit status: 0 done, 1 a notebook or a download failed or a stage is missing its input, 2 the command or the data are
+Exit status: 0 done, 1 a notebook or a download failed a stage is missing its input, or a file cannot be
+written, 2 the command or the data are
 wrong; of ``score``: 0 nothing was flagged, 1 something was, 2 an image or the model could not be read.
 """
 
@@ -35,7 +36,7 @@ EXPECTED = (DataError, RunError, BackboneError, DownloadError, StorageError)
 
 def exit_status(error: Exception) -> int:
     """2 where the command or the data are wrong, 1 where something failed on the way."""
-    return 2 if isinstance(error, DataError | ParameterError | StorageError) else 1
+    return 2 if isinstance(error, DataError | ParameterError) else 1
 
 
 def _parser() -> argparse.ArgumentParser:

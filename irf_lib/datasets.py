@@ -21,6 +21,7 @@ import difflib
 import hashlib
 import io
 import os
+import re
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from pathlib import Path
 import numpy as np
 import tifffile
 from PIL import Image, ImageOps
+
+from .storage import one_line
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 MAX_PIXELS = 89_478_485  # Pillow's own limit, beyond which it suspects a decompression bomb
@@ -216,13 +219,21 @@ def _visa_rows(root: Path) -> list[tuple[str, dict[str, str]]]:
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, restval="")
+            header = reader.fieldnames or ()  # read here: an empty file has none, and is closed below
             rows = [(f"{table}, line {reader.line_num}", row) for row in reader]
     except (OSError, UnicodeError, csv.Error) as exc:
         raise DataError(f"{table}: not a readable table ({exc}); restore VisA's own file.") from exc
     for column in _VISA_COLUMNS:
-        if column not in (reader.fieldnames or ()):
-            raise DataError(f"{table}: lacks the column {column!r}; its header is {','.join(_VISA_COLUMNS)}.")
+        if column not in header:
+            raise DataError(f"{table}: lacks the column {column!r}; restore the header {','.join(_VISA_COLUMNS)}.")
+    for place, row in rows:
+        if not re.fullmatch(r"\w[\w. -]*", row["object"]):  # it names folders of results as well
+            raise DataError(f"{place}: {_quoted(row['object'])} is no name of a category; restore VisA's own file.")
     return rows
+
+
+def _quoted(cell: str) -> str:
+    return repr(cell if len(cell) <= 100 else f"{cell[:100]} ...")
 
 
 def _read_visa(root: Path, name: str) -> tuple[tuple[Path, ...], tuple[TestImage, ...]]:
@@ -232,19 +243,23 @@ def _read_visa(root: Path, name: str) -> tuple[tuple[Path, ...], tuple[TestImage
         if row["object"] != name:
             continue
         path, mask = root / row["image"], root / row["mask"] if row["mask"] else None
-        for file in filter(None, (path, mask)):
-            if file.suffix.lower() not in SUFFIXES or not file.is_file():
-                raise DataError(f"{place}: {file} is missing or not {_TYPES}; restore it or edit the line.")
+        for cell, file in ((row["image"], path), (row["mask"], mask)):
+            if file is None:
+                continue
+            if file.suffix.lower() not in SUFFIXES or not os.path.isfile(file):  # a name may be absurd
+                raise DataError(f"{place}: {_quoted(cell)} is missing or not {_TYPES}; restore it or edit the line.")
         match row["split"], row["label"]:
             case _, "normal" if mask is not None:
-                raise DataError(f"{place}: {path} is normal, with a mask; remove the mask or edit the label.")
+                raise DataError(
+                    f"{place}: {_quoted(row['image'])} is normal, with a mask; remove the mask or edit the label."
+                )
             case "train", "normal":
                 train.append(path)
             case "test", ("normal" | "anomaly") as label:
                 test.append(TestImage(path, "good" if label == "normal" else label, mask))
             case split, label:
                 known = "train with normal, or test with normal or anomaly"
-                raise DataError(f"{place}: split {split!r} with label {label!r}; correct it to {known}.")
+                raise DataError(f"{place}: split {_quoted(split)} with label {_quoted(label)}; correct it to {known}.")
     return tuple(sorted(train)), tuple(sorted(test, key=lambda image: (image.kind, image.path)))
 
 
@@ -339,6 +354,8 @@ def _decode_mask(path: Path) -> np.ndarray:
 
 def _read_bytes(path: Path) -> bytes:
     try:
+        if path.exists() and not path.is_file():  # a pipe would keep us waiting for ever
+            raise DataError(f"{path}: a folder or device, not a file; move it elsewhere.")
         return path.read_bytes()
     except OSError as exc:
         raise DataError(f"{path}: cannot be read ({exc.strerror}); restore it or its permissions.") from exc
@@ -355,7 +372,7 @@ def _decode(path: Path) -> np.ndarray:
     except DataError:
         raise
     except Exception as exc:  # on damaged bytes decoders raise almost anything, even SyntaxError
-        raise DataError(f"{path}: not a readable {_TYPES} file ({exc}); replace or remove it.") from exc
+        raise DataError(f"{path}: not a readable {_TYPES} file ({one_line(exc)}); replace or remove it.") from exc
 
 
 def _decode_with_pillow(path: Path, data: bytes) -> np.ndarray:
@@ -365,6 +382,8 @@ def _decode_with_pillow(path: Path, data: bytes) -> np.ndarray:
             file.verify()  # the checksums, which decoding does not read to the end
     with Image.open(io.BytesIO(data), formats=formats) as file:
         _refuse_huge(path, *file.size)
+        if file.format == "PNG" and getattr(file, "n_frames", 1) > 1:
+            raise DataError(f"{path}: an animation of {file.n_frames} frames; save each as a file of its own.")
         image = ImageOps.exif_transpose(file)
     if image.mode.startswith("I;16"):
         return np.asarray(image).astype(np.uint16)[..., None]  # convert("RGB") would clip at 255
@@ -385,7 +404,7 @@ def _decode_tiff(path: Path, data: bytes) -> np.ndarray:
         if len(tiff.pages) > 1:
             raise DataError(f"{path}: holds {len(tiff.pages)} pages; save each as a file of its own.")
         page = tiff.pages[0]
-        _refuse_huge(path, page.imagewidth, page.imagelength)
+        _refuse_huge(path, page.imagewidth, page.imagelength * page.imagedepth * -(-page.samplesperpixel // 4))
         kind, bits = getattr(page.dtype, "kind", None), page.bitspersample
         white_is_zero = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE
         is_plain = white_is_zero or page.photometric in (

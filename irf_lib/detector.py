@@ -20,7 +20,7 @@ from typing import Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -47,7 +47,7 @@ from .folding import fold
 from .irf import inverse_residual_field, network_input, predicted_x0
 from .scorer import Scorer, batch_size
 from .scoring import DENSITIES, Density, anomaly_map, conformal_p_values, conformal_threshold, image_score
-from .storage import StorageError, load_tensors, save_tensors
+from .storage import StorageError, load_tensors, one_line, save_tensors
 
 FORMAT = 1
 
@@ -57,12 +57,12 @@ class DetectorSettings(TrainSettings):
 
     backbone: Literal["efficientnet-lite0", "efficientnet-b4", "dinov2-small", "rgb"] = "efficientnet-lite0"
     backbone_weights: str | None = None  # a local file or folder, or a hub name; None: the backbone's own
-    image_size: int = Field(256, ge=32)  # pixels
-    feature_size: int = Field(32, ge=4)  # locations a side
+    image_size: int = Field(256, ge=32, le=8192)  # pixels
+    feature_size: int = Field(32, ge=4, le=512)  # locations a side
     denoiser: Literal["dit", "unet"] = "dit"
     patch_size: int = Field(2, ge=1)  # locations a side of one of the DiT's tokens; a UNet has none
-    width: int = Field(256, ge=8)
-    depth: int = Field(4, ge=1)
+    width: int = Field(256, ge=8, le=8192)
+    depth: int = Field(4, ge=1, le=128)
     precondition: bool = True  # start the denoiser at the Gaussian optimum of the training features
     t: int = Field(200, ge=0, lt=T)  # the timestep of the one evaluation
     input: Literal["clean", "scaled", "noised"] = "scaled"
@@ -104,7 +104,7 @@ def calibration_split(n: int, share: float, seed: int) -> tuple[np.ndarray, np.n
     and never more than a third. Raises ValueError for fewer than 3 images.
     """
     if n < 3:
-        raise ValueError(f"fitting needs at least 3 normal images, got {n}")
+        raise ValueError(f"fitting needs at least 3 normal images, got {n}; add some")
     held_out = _held_out(n, share)
     order = np.random.default_rng(seed).permutation(n)
     return np.sort(order[held_out:]), np.sort(order[:held_out])
@@ -121,6 +121,28 @@ def images_needed(alpha: float, share: float) -> tuple[int, int]:
     """
     needed = math.ceil(1 / alpha - 1 - 1e-9)
     return needed, next(n for n in itertools.count(3 * needed) if _held_out(n, share) >= needed)
+
+
+def checked_images(images: Sequence[Path] | np.ndarray) -> list[Path] | np.ndarray:
+    """``images`` as a list of paths, or as the array (N, 3, H, W) in [0, 1] that they are.
+
+    Raises ValueError for another shape, type or range: an image in 0..255 would be scored, and be a defect.
+    """
+    if isinstance(images, np.ndarray):
+        said = f"images must be an array (N, 3, H, W) of floats in [0, 1], got {images.dtype} of shape {images.shape}"
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"{said}; repeat a grey channel three times, and put channels before height and width")
+        if min(images.shape[2:]) < 32:
+            raise ValueError(f"{said}; scale the images to at least 32 x 32 pixels")
+        if images.dtype.kind != "f":
+            raise ValueError(f"{said}; convert them, and divide 8-bit pixels by 255")
+        if images.size and not (images.min() >= 0 and images.max() <= 1):  # NaN fails as well
+            raise ValueError(f"{said} with values outside or NaN; divide 8-bit pixels by 255")
+        return images
+    listed = isinstance(images, Sequence) and not isinstance(images, (str, bytes))
+    if listed and all(isinstance(one, (str, Path)) for one in images):
+        return [Path(one) for one in images]
+    raise ValueError(f"images must be a list of paths or a NumPy array, got {type(images).__name__}; list the files")
 
 
 class OneStepDetector:
@@ -172,6 +194,7 @@ class OneStepDetector:
         ``checkpoint`` (a JSON path) makes a killed fit resume; ``progress`` labels the bars, None hides them. Of
         several ``processes`` only the main one's detector has a density and a threshold, and can be saved.
         """
+        images = checked_images(images)
         self.fit_index, self.calibration_index = calibration_split(len(images), self.settings.calibration, self.seed)
         with processes.main_first():  # the others find the features in the cache
             raw = self.raw_features(images, progress)
@@ -267,10 +290,12 @@ class OneStepDetector:
         return conformal_threshold(self.calibration_scores, self.settings.alpha)
 
     def raw_features(self, images: Sequence[Path] | np.ndarray, progress: str | None = None) -> Tensor:
-        """(N, C, s, s) features before standardisation."""
+        """(N, C, s, s) features before standardisation. Raises ValueError for what is neither paths nor an array, and
+        DataError for a file that cannot be read."""
+        images = checked_images(images)
         if isinstance(images, np.ndarray):
             return self.store.from_images(images)
-        return self.store(list(images), progress=progress and f"{progress}: features")
+        return self.store(images, progress=progress and f"{progress}: features")
 
     def features(self, images: Sequence[Path] | np.ndarray, progress: str | None = None) -> Tensor:
         """x_0: (N, C, s, s) features, standardised per channel with the fit images' statistics."""
@@ -339,9 +364,15 @@ class OneStepDetector:
         return self.scorer().nll(x0).cpu()
 
     def score(self, images: Sequence[Path] | np.ndarray, progress: str | None = None) -> Scores:
-        """Scores, maps, p-values and verdicts of ``images`` (paths, or an array (N, 3, H, W) in [0, 1])."""
+        """Scores, maps, p-values and verdicts of ``images`` (paths, or an array (N, 3, H, W) in [0, 1]).
+
+        Raises ValueError for what is neither, and DataError for a file that cannot be read."""
+        images, size = checked_images(images), self.settings.image_size
+        self._require_fit()
+        if not len(images):
+            return Scores(np.empty(0), np.empty((0, size, size), np.float32), np.empty(0), np.empty(0, bool))
         if isinstance(images, np.ndarray):
-            return self._verdicts(*self.scorer()(torch.from_numpy(images)))
+            return self._verdicts(*self.scorer()(torch.from_numpy(images.astype(np.float32, copy=False))))
         return self.score_features(self.features(images, progress))
 
     def score_features(self, x0: Tensor) -> Scores:
@@ -389,21 +420,61 @@ class OneStepDetector:
         """The detector saved in ``folder``. Raises StorageError if it is missing, damaged, of another format, or was
         fitted on another backbone's features than this installation makes."""
         path = Path(folder) / "detector.json"
+        resolve_device(device)  # its ValueError is not about the file
         tensors, meta = load_tensors(path)
         if meta.get("format") != FORMAT:
             raise StorageError(f"{path} has format {meta.get('format')!r}, this version reads {FORMAT}; fit it again.")
         try:
+            if not isinstance(meta["seed"], int) or not 0 <= meta["seed"] < 2**63:
+                raise ValueError(f"seed {meta['seed']!r}")
             detector = cls(DetectorSettings(**meta["settings"]), meta["seed"], device, cache)
             if detector.store.backbone.fingerprint() != meta["backbone_fingerprint"]:
                 raise StorageError(f"{path} was fitted on another {detector.settings.backbone}; fit it again.")
             detector._restore(tensors, meta)
-        except BackboneError:
-            raise  # the file is fine, this installation lacks something
-        except (KeyError, TypeError, RuntimeError, ValidationError) as error:
-            raise StorageError(f"{path} does not describe a detector of ours ({error}); fit it again.") from None
+        except (BackboneError, StorageError):
+            raise  # of a backbone, the file is fine: this installation lacks something
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = one_line(error)
+            raise StorageError(f"{path} does not describe a detector of ours ({reason}); fit it again.") from None
         return detector
 
+    def _shapes(self) -> dict[str, tuple]:
+        """What a saved detector's tensors must be: (dtype, shape) by name, None for a length that is left open."""
+        s, channels, size = self.settings, self.store.backbone.channels, self.settings.feature_size
+        with torch.device("meta"):  # only the shapes: no memory, however large a file says that the network is
+            net = DENOISERS[s.denoiser](channels, size, s.width, s.depth, s.patch_size)
+        denoiser = Preconditioned(net, channels) if s.precondition else net
+        expected = {f"denoiser.{name}": one for name, one in denoiser.state_dict().items()}
+        blank = torch.zeros(2, channels, size, size)
+        density = DENSITIES[self.settings.density].fit(blank, blank)
+        expected |= {f"density.{f.name}": getattr(density, f.name) for f in fields(density)}
+        expected |= {name: torch.empty(1, channels, 1, 1) for name in ("mean", "std")}
+        return {name: (one.dtype, tuple(one.shape)) for name, one in expected.items()} | {
+            "calibration_scores": (torch.float64, (None,)),
+            "fit_index": (torch.int64, (None,)),
+            "calibration_index": (torch.int64, (None,)),
+            "history": (torch.float64, (None, 5)),
+        }
+
+    def _check(self, tensors: dict[str, Tensor]) -> None:
+        """Raises ValueError unless ``tensors`` are what :meth:`save` writes for these settings, and finite."""
+        expected = self._shapes()
+        if odd := sorted(set(expected) ^ set(tensors)):
+            raise ValueError(f"tensors that are missing or not ours: {', '.join(odd[:3])}")
+        for name, (dtype, shape) in expected.items():
+            one = tensors[name]
+            fits = len(shape) == one.ndim and all(n in (None, m) for n, m in zip(shape, one.shape, strict=True))
+            if one.dtype != dtype or not fits:
+                raise ValueError(f"{name} is {one.dtype} {tuple(one.shape)}, not {dtype} {shape}")
+            if name != "history" and not one.isfinite().all():
+                raise ValueError(f"{name} is not finite")
+        split = torch.cat([tensors["fit_index"], tensors["calibration_index"]]).sort().values
+        if not torch.equal(split, torch.arange(len(split))):
+            raise ValueError("fit_index and calibration_index do not share the images out")
+
     def _restore(self, tensors: dict[str, Tensor], meta: dict) -> None:
+        self._check(tensors)
+
         def under(prefix: str) -> dict[str, Tensor]:
             return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
@@ -416,7 +487,14 @@ class OneStepDetector:
         self.fit_index = tensors["fit_index"].numpy()
         self.calibration_index = tensors["calibration_index"].numpy()
         self.history = unpack_history(tensors["history"])
-        self.train_seconds = meta["train_seconds"]
+        self.train_seconds = float(meta["train_seconds"])
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a fit and killed writes left beside a saved detector; only for whoever holds the folder's lock."""
+    for pattern in ("checkpoint.*", ".checkpoint*", ".detector*"):
+        for leftover in Path(folder).glob(pattern):
+            leftover.unlink(missing_ok=True)
 
 
 def milliseconds_per_image(score: Callable[[np.ndarray], object], images: np.ndarray, repeats: int = 2) -> float:

@@ -24,7 +24,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .irf import noised
 from .scoring import location_vectors
-from .storage import StorageError, file_sha256, load_tensors, save_tensors
+from .storage import StorageError, file_sha256, load_tensors, one_line, save_tensors
 
 T = 1000
 Denoiser = Callable[[Tensor, Tensor], Tensor]
@@ -399,7 +399,8 @@ def train(
     yielded again, from the record); a checkpoint of other settings, another seed or another ``identity`` (say, a hash
     of the data) is ignored, as is a damaged one. With several ``processes`` each calls this with the same arguments
     (but its own device) and gets the same steps; the main one keeps the checkpoint. Raises ValueError on empty data and
-    on a batch that the processes cannot divide, and FloatingPointError if the loss stops being finite.
+    on a batch that the processes cannot divide, FloatingPointError if the loss stops being finite, and StorageError
+    where a checkpoint cannot be written (an earlier one is then kept).
     """
     if x0.ndim != 4 or len(x0) == 0:
         raise ValueError(f"training needs feature maps of shape (N, C, s, s) with N > 0, got {tuple(x0.shape)}")
@@ -475,6 +476,14 @@ class _TrainState:
             return []
         if meta.get("fingerprint") != fingerprint:
             return []
+        try:
+            return self._restore(tensors)
+        except (KeyError, ValueError, RuntimeError, TypeError) as error:  # by somebody's hand: half of it may be in
+            raise StorageError(
+                f"{path} is no whole checkpoint ({one_line(error)}); delete it and start again."
+            ) from None
+
+    def _restore(self, tensors: dict[str, Tensor]) -> list[TrainStep]:
         done = unpack_history(tensors["history"])
         part = {name: {} for name in ("net", "ema", "opt")}
         for key, tensor in tensors.items():

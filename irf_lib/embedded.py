@@ -3,6 +3,7 @@
 The folder is whole or absent, and checked byte for byte before it is used again.
 """
 
+import glob
 import hashlib
 import json
 import os
@@ -57,7 +58,9 @@ def write_embedded(
         folder.parent.mkdir(parents=True, exist_ok=True)
         if folder.exists() and not folder.is_dir():
             raise DataError(f"{root}: a file, not a folder; choose another folder.")
-        with _locked(folder.parent):
+        with _locked(folder.parent) as alone:
+            for leftover in folder.parent.glob(f"{glob.escape(folder.name)}.tmp-*") if alone else ():
+                shutil.rmtree(leftover, ignore_errors=True)  # of a process that was killed
             if not _is_reusable(folder, head, names):
                 _build(folder, head, names, draws)
     except OSError as exc:
@@ -115,28 +118,31 @@ def _is_reusable(folder: Path, head: dict, names: Sequence[str]) -> bool:
     if _MANIFEST in present:
         try:
             manifest = json.loads((folder / _MANIFEST).read_bytes())
-        except ValueError:  # damaged: ours all the same, if every other file is one that we write
+        except (ValueError, RecursionError):  # damaged: ours all the same, if every other file is one that we write
             manifest = {"made_by": _MAKER, "files": list(names)}
     if not isinstance(manifest, dict) or manifest.get("made_by") != _MAKER:
         raise DataError(f"{folder}: not empty and without our {_MANIFEST}; choose a new or empty folder.")
     found = (path for path in folder.rglob("*") if not path.is_dir() and path.name not in _SYSTEM_FILES)
     files = {path.relative_to(folder).as_posix() for path in found}
-    if foreign := files - set(manifest.get("files", ())) - {_MANIFEST}:
+    ours = manifest["files"] if isinstance(manifest.get("files"), list) else []
+    if foreign := files - {name for name in ours if isinstance(name, str)} - {_MANIFEST}:
         raise DataError(f"{folder / min(foreign)}: not one of the files written here; move it elsewhere.")
     same = all(manifest.get(key) == value for key, value in head.items()) and files == {*names, _MANIFEST}
     return same and manifest.get("content") == content_hash(folder / name for name in names)
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep other processes that write into `folder` waiting, where the system and the disk have locks."""
+def _locked(folder: Path) -> Iterator[bool]:
+    """Keep other processes that write into `folder` waiting, where the system and the disk have locks; says whether."""
     if fcntl is None:
-        yield
+        yield False
         return
     handle = os.open(folder, os.O_RDONLY)  # the folder itself: a lock file would stay behind
     try:
+        held = False
         with suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+            held = True
+        yield held
     finally:
         os.close(handle)

@@ -2,13 +2,13 @@
 
 An entry is keyed by what it depends on: the backbone's weights, the image and feature sizes, the kind of device and the
 code that make the features, and the image file's bytes. It is an .npz, whose CRC-32 NumPy checks on reading: a damaged
-entry is computed again, never trusted.
+entry is computed again, never trusted. A cache that cannot be written is gone on without, after one warning.
 """
 
 from __future__ import annotations
 
 import hashlib
-import zipfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import datasets, features
-from .storage import file_sha256, write_atomically
+from .storage import StorageError, file_sha256, write_atomically
 
 
 class FeatureStore:
@@ -35,6 +35,7 @@ class FeatureStore:
         ).hexdigest()[:16]
         self.folder = Path(folder) / key if folder else None
         self.hits = self.misses = 0
+        self._writable = self.folder is not None
 
     def __call__(self, paths: Sequence[Path], batch_size: int = 16, progress: str | None = None) -> Tensor:
         """Features of ``paths`` in their order. ``progress`` labels a bar that shows while images are computed."""
@@ -62,7 +63,7 @@ class FeatureStore:
         return torch.cat([self.backbone(batch.to(device)).float().cpu() for batch in batches]).contiguous()
 
     def _entry(self, path: Path) -> Path:
-        digest = file_sha256(path)
+        digest = datasets.content_hash([path])  # DataError for a file that cannot be read
         return self.folder / digest[:2] / f"{digest}.npz"
 
     def _read(self, path: Path) -> np.ndarray | None:
@@ -75,10 +76,15 @@ class FeatureStore:
                 one = file["features"]
         except FileNotFoundError:
             return None
-        except (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError, NotImplementedError):
-            return None  # damaged: computed again, and overwritten
+        except Exception:  # damaged: computed again, and overwritten; on damaged bytes a decoder raises almost anything
+            return None
         return one if one.shape == shape and one.dtype == np.float32 and np.isfinite(one).all() else None
 
     def _write(self, path: Path, one: np.ndarray) -> None:
-        if self.folder is not None:
+        if not self._writable:
+            return
+        try:
             write_atomically(self._entry(path), lambda temporary: np.savez(temporary, features=one))
+        except StorageError as error:
+            self._writable = False
+            warnings.warn(f"features are not kept from here on: {error}", stacklevel=3)

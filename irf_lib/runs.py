@@ -10,6 +10,7 @@ import ast
 import contextlib
 import hashlib
 import importlib.metadata
+import io
 import json
 import math
 import os
@@ -22,24 +23,23 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
-from filelock import FileLock
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import Tensor
 
 from . import datasets, embedded, metrics
 from .datasets import Category
-from .detector import DetectorSettings, OneStepDetector
+from .detector import DetectorSettings, OneStepDetector, remove_leftovers
 from .diffusion import ALONE, Processes, resolve_device, resolve_precision
 from .scoring import anomaly_map, image_score
-from .storage import StorageError, file_sha256, read_json, write_atomically, write_json
+from .storage import StorageError, cannot_write, file_sha256, locked, read_json, write_atomically, write_json
 
 
 class RunError(RuntimeError):
@@ -397,7 +397,7 @@ class Run:
         run = cls(stage, given, settings, root, root / (given.out or f"results/{given.preset}"), dict(own or {}))
         run._bind_folder()
         for pattern in STAGES[stage].reads:
-            if not any(run.folder.glob(pattern)):
+            if not run._found(pattern):
                 maker = next(name for name, other in STAGES.items() if pattern in other.writes)
                 raise RunError(f"{run.show(run.folder / pattern)} is missing: run {maker} first")
         if STAGES[stage].needs_labels and not run.labelled:
@@ -416,20 +416,26 @@ class Run:
         # One folder, one setting: a table must never mix rows that were made in different ways.
         path = self.folder / "run.json"
         mine = {"preset": self.parameters.preset, "settings": self.settings.model_dump()}
+        if not path.exists():
+            try:
+                with self._locked():  # of two runs that start at once, one must see what the other has written
+                    if not path.exists():
+                        write_json(path, mine)
+            except StorageError as error:
+                raise RunError(f"{error} Or choose another --out (in a notebook: out).") from None
         try:
             theirs = read_json(path)
-        except StorageError:
-            if path.exists():
-                raise RunError(f"{self.show(path)} is damaged; delete it, or choose another --out") from None
-            try:
-                write_json(path, mine)
-            except OSError as error:
-                raise RunError(f"cannot write to {self.show(self.folder)} ({error}); choose another --out") from None
-            return
+            pairs = {**theirs["settings"], "preset": theirs["preset"]}
+        except (StorageError, KeyError, TypeError):
+            raise RunError(f"{self.show(path)} is damaged; delete it, or choose another --out") from None
         if theirs != mine:
-            pairs = {**theirs.get("settings", {}), "preset": theirs.get("preset")}
             ours = {**mine["settings"], "preset": mine["preset"]}
-            changed = [f"{k}: {pairs.get(k)!r} there, {ours.get(k)!r} now" for k in ours if pairs.get(k) != ours[k]]
+
+            def said(settings: Mapping[str, Any], name: str) -> str:
+                return repr(settings[name]) if name in settings else "nothing"  # a setting of another version
+
+            names = [name for name in {**ours, **pairs} if said(pairs, name) != said(ours, name)]
+            changed = [f"{name}: {said(pairs, name)} there, {said(ours, name)} now" for name in names]
             raise RunError(
                 f"{self.show(self.folder)} holds results of other settings ({'; '.join(changed)}); "
                 f"choose another --out (in a notebook: out), or delete that folder"
@@ -530,10 +536,27 @@ class Run:
         processes: Processes = ALONE,
     ) -> OneStepDetector:
         identity = self._identity(job, settings)
+        with contextlib.ExitStack() as held:
+            with processes.main_first():  # the others look once the main one has the lock, and so find what it finds
+                if processes.is_main:
+                    waiting = f"{job.label}: another run is training it; waiting for that one to end"
+                    held.enter_context(locked(folder / ".lock", waiting))
+            return self._load_or_fit(job, settings, folder, identity, progress, processes)
+
+    def _load_or_fit(
+        self,
+        job: Job,
+        settings: DetectorSettings,
+        folder: Path,
+        identity: dict[str, Any],
+        progress: bool,
+        processes: Processes,
+    ) -> OneStepDetector:
         try:
             if read_json(folder / "detector.json")["meta"]["extra"] == identity:
                 detector = OneStepDetector.load(folder, self.parameters.device, self.cache)
-                self._remove_checkpoints(folder)  # a run that was killed right after its last save left them
+                if processes.is_main:
+                    remove_leftovers(folder)  # a run that was killed right after its last save left them
                 return detector
         except (StorageError, KeyError, TypeError):
             pass  # absent, damaged or another version's: trained again
@@ -541,13 +564,8 @@ class Run:
         detector.fit(job.train, job.label if progress else None, folder / "checkpoint.json", processes)
         if processes.is_main:
             detector.save(folder, identity)
-            self._remove_checkpoints(folder)
+            remove_leftovers(folder)
         return detector
-
-    @staticmethod
-    def _remove_checkpoints(folder: Path) -> None:
-        for leftover in [*folder.glob("checkpoint.*"), *folder.glob(".checkpoint*")]:
-            leftover.unlink(missing_ok=True)
 
     def load_detector(self, job: Job) -> OneStepDetector:
         """The job's trained detector. Raises RunError if 03 has not trained it on these data with this code."""
@@ -662,15 +680,25 @@ class Run:
 
     def save_nll(self, test: TestSet, nll: Tensor) -> Path:
         """Keep the anomaly values (N, s, s) of a test set, for the figures."""
-        return self.save(f"scores/{test.key}.npz", lambda path: np.savez_compressed(path, nll=nll.numpy()))
+        file = io.BytesIO()
+        np.savez_compressed(file, nll=nll.numpy())
+        return self._save_bytes(f"scores/{test.key}.npz", file.getvalue())
+
+    def has_nll(self, job: Job, category: Category) -> bool:
+        """Whether :meth:`save_nll` kept the anomaly values, and they are whole."""
+        return bool(self._vouched_for(self._nll_path(job, category)))
 
     def read_nll(self, job: Job, category: Category) -> np.ndarray:
-        """The anomaly values (N, s, s) that :meth:`save_nll` kept. Raises RunError if there are none."""
-        path = self.path(f"scores/{self.piece_key(job, category)}.npz")
-        if not path.is_file():
-            raise RunError(f"{self.show(path)} is missing: run 05_score_and_detect first")
+        """The anomaly values (N, s, s) that :meth:`save_nll` kept. Raises RunError if there are none, or not whole."""
+        path = self._nll_path(job, category)
+        if not self.has_nll(job, category):
+            state = "damaged" if path.exists() else "missing"
+            raise RunError(f"{self.show(path)} is {state}: run 05_score_and_detect first")
         with np.load(path) as file:
             return file["nll"]
+
+    def _nll_path(self, job: Job, category: Category) -> Path:
+        return self.path(f"scores/{self.piece_key(job, category)}.npz")
 
     # --- files ---------------------------------------------------------------------------------------------------
 
@@ -690,10 +718,11 @@ class Run:
 
     def save_table(self, table: pd.DataFrame, name: str, **more: Any) -> Path:
         """``name`` (.csv) with its provenance (and ``more``) beside it, its own SHA-256 included."""
-        content = table.to_csv(index=False).encode()
-        return self.save(
-            name, lambda path: path.write_bytes(content), **more, sha256=hashlib.sha256(content).hexdigest()
-        )
+        return self._save_bytes(name, table.to_csv(index=False).encode(), **more)
+
+    def _save_bytes(self, name: str, content: bytes, **more: Any) -> Path:
+        digest = hashlib.sha256(content).hexdigest()
+        return self.save(name, lambda path: path.write_bytes(content), **more, sha256=digest)
 
     def save_figure(self, figure: Figure, name: str) -> None:
         """figures/``name`` as PDF and PNG, with provenance."""
@@ -720,7 +749,7 @@ class Run:
         paths = [self.path(f"pieces/{Path(name).stem}/{key}.csv") for name in names]
         if all(self._vouched_for(path).get("made_from") == made_from for path in paths):
             with self._locked():
-                return [self._join_pieces(name) for name in names]
+                return [self._join_pieces(name, key) for name in names]
         return [
             self.save_piece(table, name, key, made_from=made_from) for name, table in zip(names, make(), strict=True)
         ]
@@ -758,21 +787,37 @@ class Run:
         """
         with self._locked():  # another notebook may be adding to the same table
             self.save_table(table, f"pieces/{Path(name).stem}/{key}.csv", **more)
-            return self._join_pieces(name)
+            return self._join_pieces(name, key)
 
-    def _locked(self) -> FileLock:
-        return FileLock(self.folder / ".lock")
+    def _locked(self) -> contextlib.AbstractContextManager[None]:
+        return locked(self.folder / ".lock")
 
-    def _join_pieces(self, name: str) -> pd.DataFrame:
-        tables, pieces = [], {}
+    def _join_pieces(self, name: str, key: str) -> pd.DataFrame:
+        """Write ``name`` from its pieces: from ``key``, and from all others that have the same columns."""
+        folder = self.path(f"pieces/{Path(name).stem}")
+        columns = list(pd.read_csv(folder / f"{key}.csv", nrows=0))
+        tables, pieces, foreign = [], {}, []
         kept = ("commit", "dirty", "seeds", "dataset", "data_sha256", "created")
-        for path in sorted(self.path(f"pieces/{Path(name).stem}").glob("*.csv")):
+        for path in self._found(f"pieces/{folder.name}/*.csv"):
             if provenance := self._vouched_for(path):
-                tables.append(pd.read_csv(path, dtype={"category": str}))
-                pieces[path.stem] = {key: provenance.get(key) for key in kept}
+                table = _read_csv(path)
+                if table is None or list(table) != columns:
+                    foreign.append(path.stem)
+                    continue
+                tables.append(table)
+                pieces[path.stem] = {one: provenance.get(one) for one in kept}
+        if foreign:
+            print(
+                f"{name} is made without {', '.join(foreign)}, pieces of another version with other columns: "
+                f"run {self.stage} for them again, or delete them from {self.show(folder)}"
+            )
         table = pd.concat(tables, ignore_index=True)
         self.save_table(table, name, pieces=pieces)
         return table
+
+    def _found(self, pattern: str) -> list[Path]:
+        """The files under the results folder that match, sorted; without the hidden ones, which killed writes left."""
+        return sorted(path for path in self.folder.glob(pattern) if not path.name.startswith("."))
 
     @staticmethod
     def _vouched_for(path: Path) -> dict[str, Any]:
@@ -804,16 +849,19 @@ class Run:
         return f"{self.dataset}_{category.name if category else job.name}{unified}_seed{job.seed}"
 
     def read_table(self, name: str) -> pd.DataFrame:
-        """A table of this run. Raises RunError if it is missing, or if its settings are not this run's: a figure must
-        never mix two runs."""
+        """A table of this run. Raises RunError if it is missing or not whole, or if its settings are not this run's: a
+        figure must never mix two runs."""
         path = self.path(name)
+        maker = next((stage for stage, other in STAGES.items() if name in other.writes), "an earlier notebook")
         if not path.is_file():
-            maker = next((stage for stage, other in STAGES.items() if name in other.writes), "an earlier notebook")
             raise RunError(f"{self.show(path)} is missing: run {maker} first")
-        made_with = read_json(path.with_suffix(".json")).get("settings")
-        if made_with != self.settings.model_dump():
+        with self._locked():  # another notebook may be adding to it
+            provenance, table = self._vouched_for(path), _read_csv(path)
+        if not provenance or table is None:
+            raise RunError(f"{self.show(path)} is not what the JSON beside it vouches for: run {maker} again")
+        if provenance.get("settings") != self.settings.model_dump():
             raise RunError(f"{self.show(path)} was made with other settings than this run's; make it again")
-        return pd.read_csv(path, dtype={"category": str})
+        return table
 
     def provenance(self) -> dict[str, Any]:
         """What made a file: code, parameters, data, packages, machine, time."""
@@ -848,10 +896,10 @@ class Run:
     def finish(self) -> None:
         """Check that the stage left what it declares, and record it as done. Raises RunError otherwise."""
         for pattern in STAGES[self.stage].writes:
-            if not any(self.folder.glob(pattern)):
+            if not self._found(pattern):
                 raise RunError(f"{self.stage} should have written {pattern} under {self.show(self.folder)}")
         files = {path for path in self._written if path.is_file()}
-        files |= {path for pattern in STAGES[self.stage].writes for path in self.folder.glob(pattern)}
+        files |= {path for pattern in STAGES[self.stage].writes for path in self._found(pattern)}
         files -= set(self._others_detectors())
         # A table that several stages add to changes after this one is done; this one's own piece of it does not.
         writers = Counter(pattern for stage in STAGES.values() for pattern in stage.writes)
@@ -860,7 +908,7 @@ class Run:
         record = {
             "key": self._key,
             "seconds": round(time.monotonic() - self.started, 1),
-            "files": {path.relative_to(self.folder).as_posix(): file_sha256(path) for path in files},
+            "files": {path.relative_to(self.folder).as_posix(): digest for path, digest in _digests(files)},
         }
         write_json(self._record_path, record)
         print(f"{self.stage}: {len(files)} files under {self.show(self.folder)} in {record['seconds']:.0f} s")
@@ -894,7 +942,7 @@ class Run:
     def _stage_key(self) -> str:
         """Hash of everything that the stage's files depend on: parameters, data, code, notebook, inputs."""
         notebook = self.root / "notebooks" / f"{self.stage}.ipynb"
-        inputs = sorted(path for pattern in STAGES[self.stage].reads for path in self.folder.glob(pattern))
+        inputs = sorted(path for pattern in STAGES[self.stage].reads for path in self._found(pattern))
         parts = [
             self.parameters.model_dump_json(exclude={"out", "device"}),
             self.settings.model_dump_json(),
@@ -911,13 +959,13 @@ class Run:
         """Whether the stage was finished with the very same inputs and all its files are still as it left them."""
         try:
             record = read_json(self._record_path)
-            there = all(any(self.folder.glob(pattern)) for pattern in STAGES[self.stage].writes)
+            there = all(self._found(pattern) for pattern in STAGES[self.stage].writes)
             return (
                 there
                 and record["key"] == self._key
                 and all(file_sha256(self.folder / name) == digest for name, digest in record["files"].items())
             )
-        except (StorageError, KeyError, TypeError, AttributeError, OSError):
+        except (KeyError, TypeError, AttributeError, ValueError, OSError):  # of another version, or damaged
             return False
 
     def is_finished(self) -> bool:
@@ -928,12 +976,34 @@ class Run:
         """Remove the stage's record: until the next :meth:`finish`, the stage is not current."""
         self._record_path.unlink(missing_ok=True)
 
+    def executing(self) -> contextlib.AbstractContextManager[None]:
+        """Hold the stage against other runners in the same folder, which wait: they would write into one notebook."""
+        waiting = f"{self.stage}: another run in {self.show(self.folder)} is executing it; waiting for that one to end"
+        return locked(self.folder / "stages" / f".{self._name_of_part}.lock", waiting)
+
     def print_header(self) -> None:
         """Two lines for a notebook's set-up cell: commit, seeds, device, folder."""
         commit, dirty = self._git
         state = f"commit {commit[:10]}{' (with changes)' if dirty else ''}"
         print(f"{self.stage} | preset {self.parameters.preset} | {state} | seeds {list(self.seeds)}")
         print(f"{device_name(self.device)} | results in {self.show(self.folder)}")
+
+
+def _read_csv(path: Path) -> pd.DataFrame | None:
+    """A table of ours, None if it is none: BTAD's categories are names, not numbers."""
+    try:
+        return pd.read_csv(path, dtype={"category": str})
+    except (ValueError, OSError):
+        return None
+
+
+def _digests(paths: Sequence[Path]) -> list[tuple[Path, str]]:
+    """(path, SHA-256) of every file that is still there: another run may replace its detector's tensors meanwhile."""
+    found = []
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            found.append((path, file_sha256(path)))
+    return found
 
 
 def _code_cells(notebook: Path) -> tuple[str, ...]:
@@ -951,6 +1021,7 @@ def _code_hash(*modules: str) -> str:
     return hashlib.sha256("".join(file_sha256(path) for path in sorted(files)).encode()).hexdigest()
 
 
+@cache
 def package_versions() -> dict[str, str]:
     """The installed versions of PACKAGES."""
     return {name: importlib.metadata.version(name) for name in PACKAGES}
@@ -1034,14 +1105,17 @@ def run_notebooks(
             return
         run = Run.open(name, own, **shared)
         executed = run.executed_path(apart)
-        if not force and executed.is_file() and run.is_current():
-            print(f"{head}: current, skipped", flush=True)
-            return
-        print(f"{head}: {STAGES[name].question}", flush=True)
-        # Kernels inherit it. Notebooks that run side by side are given the same, one that runs alone has no neighbour.
-        os.environ["OMP_NUM_THREADS"] = threads_given or str(max(1, cores // side_by_side))
-        seconds = _execute(run, paths[name], executed, shared | own)
-        print(f"{head}: done in {seconds:.0f} s", flush=True)
+        with run.executing():
+            # A copy that is not complete was left by a run that was killed: the complete one is of an earlier run.
+            if not force and executed.is_file() and not run.partial_path.exists() and run.is_current():
+                print(f"{head}: current, skipped", flush=True)
+                return
+            print(f"{head}: {STAGES[name].question}", flush=True)
+            # Kernels inherit it. Notebooks that run side by side are given the same, one that runs alone has no
+            # neighbour.
+            os.environ["OMP_NUM_THREADS"] = threads_given or str(max(1, cores // side_by_side))
+            seconds = _execute(run, paths[name], executed, shared | own)
+            print(f"{head}: done in {seconds:.0f} s", flush=True)
 
     try:
         with contextlib.chdir(root):  # papermill resolves paths against the working directory, not its cwd
@@ -1134,10 +1208,10 @@ def _execute(run: Run, path: Path, executed: Path, parameters: Mapping[str, Any]
 
     start = time.monotonic()
     partial = run.partial_path
-    for path_to_write in (partial, executed):
-        path_to_write.parent.mkdir(parents=True, exist_ok=True)
-    run.forget()  # so that a record found afterwards is this execution's
     try:
+        for written in (partial, executed):
+            written.parent.mkdir(parents=True, exist_ok=True)
+        run.forget()  # so that a record found afterwards is this execution's
         papermill.execute_notebook(
             os.path.relpath(path, run.root),  # relative: executed copies name no folder of this machine
             os.path.relpath(partial, run.root),
@@ -1157,7 +1231,13 @@ def _execute(run: Run, path: Path, executed: Path, parameters: Mapping[str, Any]
             f"{path.stem} failed in cell {error.exec_count}: {error.ename}: {error.evalue}\n"
             f"The partly executed notebook is {run.show(partial)}"
         ) from None
+    except OSError as error:  # the copy, the record, or Jupyter's own files
+        named = Path(error.filename) if isinstance(error.filename, str) else partial
+        raise RunError(f"{path.stem} stopped: {cannot_write(named, error)}") from None
     if not run.is_finished():
         raise RunError(f"{path.stem} ran to its end without run.finish(); see {run.show(partial)}")
-    os.replace(partial, executed)
+    try:
+        os.replace(partial, executed)
+    except OSError as error:
+        raise RunError(f"{path.stem}: {cannot_write(executed, error)}") from None
     return time.monotonic() - start

@@ -1,5 +1,6 @@
 """Files are whole or absent."""
 
+import errno
 import json
 
 import pytest
@@ -21,9 +22,9 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 
     def fail(temporary):
         temporary.write_text("half")
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(StorageError, match=r"b.csv cannot be written \(No space left on device\): free some space"):
         write_atomically(path, fail)
     assert path.read_text() == "old"
     assert [p.name for p in path.parent.iterdir()] == ["b.csv"], "no temporary file stays behind"
