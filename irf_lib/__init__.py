@@ -2,12 +2,17 @@
 
 The house, floors from the top (nothing imports upward; a test holds the list):
 
-    __main__.py                                                  the command line
-    runs.py                                                      a run: parameters, stages, provenance, papermill
-    detector.py    baselines.py                                  fit / score / save; what to compare with
-    feature_store.py    embedded.py                              feature maps on disk; the textures as files
-    datasets.py                                                  what images are
-    irf.py  diffusion.py  scoring.py  metrics.py  features.py  textures.py  plots.py  storage.py
+    __main__.py    train.py                         the command line; training on several processes
+    runner.py                                       notebooks through papermill
+    runs.py                                         a results folder: detectors, tables, figures, provenance
+    benchmark.py    inspection.py    explorer.py    what it costs; one's own parts; one reading at a time
+    timesteps.py    baselines.py                    a network read at many t; what to compare with
+    detector.py                                     fit / score / save
+    scorer.py    folding.py    feature_store.py     the fast path; feature maps on disk
+    embedded.py    downloads.py                     the textures as files; public data sets by name
+    datasets.py    diffusion.py    summary.py       what images are; the DDPM; means and differences over seeds
+    irf.py  scoring.py  metrics.py  features.py  textures.py  cutpaste.py  invariance.py  normality.py  plots.py
+    storage.py  resampling.py  stages.py            whole files or none; intervals; what there is to run
 """
 
 __version__ = "0.1.0"

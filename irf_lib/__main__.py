@@ -27,7 +27,8 @@ from .detector import DetectorSettings, OneStepDetector
 from .diffusion import resolve_device
 from .downloads import DownloadError
 from .features import BackboneError
-from .runs import PRESETS, ParameterError, RunError, explain, project_root, run_notebooks
+from .runner import run_notebooks
+from .stages import PRESETS, ParameterError, RunError, explain, project_root
 from .storage import StorageError
 
 # What a user can put right: said in a sentence, without a traceback.

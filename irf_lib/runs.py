@@ -1,4 +1,4 @@
-"""A run: its parameters, its files and their provenance, and the notebooks that papermill executes for it.
+"""A run: its detectors, its tables and figures, and the provenance of each file.
 
 Every notebook opens the same object, ``run = Run.open("03_train", preset=preset, ...)``, writes only through it, and
 ends with ``run.finish()``; so the runner, plain papermill and Run All in JupyterLab leave the same files.
@@ -6,7 +6,6 @@ ends with ``run.finish()``; so the runner, plain papermill and Run All in Jupyte
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import hashlib
 import importlib.metadata
@@ -20,18 +19,17 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import ValidationError
 from torch import Tensor
 
 from . import datasets, embedded, metrics
@@ -39,196 +37,8 @@ from .datasets import Category
 from .detector import DetectorSettings, OneStepDetector, remove_leftovers
 from .diffusion import ALONE, Processes, resolve_device, resolve_precision
 from .scoring import anomaly_map, image_score
-from .storage import StorageError, cannot_write, file_sha256, locked, read_json, write_atomically, write_json
-
-
-class RunError(RuntimeError):
-    """A run that cannot go on; the message says why and what to do."""
-
-
-class ParameterError(RunError):
-    """A parameter or option that is unknown, mistyped or out of range; nothing was started."""
-
-
-# --- what there is to run -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A named setting: what it is for, the seeds it runs by default, and what it changes in DetectorSettings."""
-
-    purpose: str
-    seeds: tuple[int, ...]
-    settings: Mapping[str, Any]
-    unified: bool = False
-
-
-PRESETS: dict[str, Preset] = {
-    "quick": Preset(
-        "the embedded data in minutes on two CPU cores; what CI runs",
-        seeds=(0,),
-        settings={"feature_size": 16, "patch_size": 2, "steps": 100, "width": 128, "depth": 3},
-    ),
-    "reference": Preset("real data on a CPU: a quarter of an hour a category and seed", seeds=(0, 1, 2), settings={}),
-    "paper": Preset(
-        "the published setting, as far as it is known from InvAD's code: one model for all categories, on a GPU",
-        seeds=(0, 1, 2),
-        settings={
-            "backbone": "efficientnet-b4",
-            "feature_size": 16,
-            "patch_size": 1,
-            "input": "clean",
-            "width": 2048,
-            "depth": 16,
-            "precondition": False,
-            "optimizer": "adamw",
-            "epochs": 300,
-            "batch_size": 32,
-            "lr": 5e-5,
-            "warmup": 40 / 300,
-            "ema": 0.03,  # about the published 0.999 a step on MVTec AD's 3,629 training images
-        },
-        unified=True,
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One notebook: the question it answers, and the files it reads and leaves, as globs under the results folder."""
-
-    question: str
-    reads: tuple[str, ...] = ()
-    writes: tuple[str, ...] = ()
-    needs_labels: bool = False  # whether it makes sense only with good and anomalous test images
-    alone: bool = False  # whether no other notebook may run beside it
-
-
-STAGES: dict[str, Stage] = {
-    "00_start_here": Stage("What is here, and in which order does one read it?"),
-    "01_data": Stage(
-        "What do the images look like, and do raw pixels give the defects away?",
-        writes=("data.csv", "raw_pixels.csv", "figures/samples.*"),
-    ),
-    "02_toy_ddpm": Stage(
-        "Does a DDPM trained by our code reach the optimum that is known in closed form?",
-        writes=("toy.csv", "figures/toy_optimum.*"),
-    ),
-    "03_train": Stage(
-        "Does the DDPM learn what normal features look like?",
-        writes=(
-            "training.csv",
-            "denoising.csv",
-            "detectors/*/*/seed*/detector.json",
-            "detectors/*/*/seed*/detector.*.safetensors",
-            "figures/training.*",
-        ),
-    ),
-    "04_inverse_residual_field": Stage(
-        "What is the inverse residual field of one image, step by step?",
-        reads=("detectors/*/*/seed*/detector.json",),
-        writes=("field.csv", "figures/field.*"),
-        needs_labels=True,
-    ),
-    "05_score_and_detect": Stage(
-        "How well does one network evaluation detect and localise defects?",
-        reads=("detectors/*/*/seed*/detector.json",),
-        writes=(
-            "metrics.csv",
-            "intervals.csv",
-            "image_scores.csv",
-            "decisions.csv",
-            "scores/*.npz",
-            "figures/scores.*",
-        ),
-        needs_labels=True,
-    ),
-    "06_timestep_invariance": Stage(
-        "Does the inverse residual field hold for any neighbouring timestep?",
-        reads=("detectors/*/*/seed*/detector.json",),
-        writes=(
-            "timestep_invariance.csv",
-            "timestep_scores.csv",
-            "timestep_choice.csv",
-            "dip.csv",
-            "breaks.csv",
-            "claims.csv",
-            "figures/invariance_field.*",
-            "figures/invariance_ranking.*",
-            "figures/invariance_detection.*",
-            "figures/invariance_scores.*",
-            "figures/invariance_dip.*",
-            "figures/invariance_breaks.*",
-        ),
-        needs_labels=True,
-    ),
-    "07_normality": Stage(
-        "Is the field of good parts Gaussian, and does it matter?",
-        reads=("detectors/*/*/seed*/detector.json", "timestep_invariance.csv"),
-        writes=(
-            "normality.csv",
-            "normality_tests.csv",
-            "normality_holm.csv",
-            "normality_controls.csv",
-            "synthetic_controls.csv",
-            "autocorrelation.csv",
-            "qq.csv",
-            "claims.csv",
-            "figures/normality_qq.*",
-            "figures/normality_joint.*",
-            "figures/normality_controls.*",
-            "figures/normality_timesteps.*",
-            "figures/normality_detection.*",
-        ),
-        needs_labels=True,
-    ),
-    "08_ablations": Stage(
-        "Which of our choices matter?",
-        reads=("detectors/*/*/seed*/detector.json", "metrics.csv"),
-        writes=("ablation_training.csv", "ablation_definition.csv", "figures/ablations.*"),
-        needs_labels=True,
-    ),
-    "09_tables": Stage(
-        "What does one network evaluation give beside what one would pick instead?",
-        reads=("metrics.csv", "image_scores.csv"),
-        writes=("summary.csv", "summary_table.md", "published_table.md", "claims.csv", "figures/differences.*"),
-        needs_labels=True,
-    ),
-    "10_figures": Stage(
-        "How do the results look on one page?",
-        reads=("metrics.csv", "decisions.csv", "scores/*.npz"),
-        writes=("figures/localisation.*", "figures/methods.*", "figures/timesteps.*"),
-        needs_labels=True,
-    ),
-    "11_pipelines": Stage(
-        "What happens to an image on its way to a score, in each pipeline?",
-        reads=("detectors/*/*/seed*/detector.json",),
-        writes=("trajectories.csv", "separation.csv", "figures/pipelines.*", "figures/trajectories.*"),
-        needs_labels=True,
-    ),
-    "12_speed": Stage(
-        "What does one network evaluation cost, and what do more cost?",
-        writes=(
-            "benchmark.csv",
-            "benchmark_rounds.csv",
-            "speed_targets.csv",
-            "claims.csv",
-            "figures/cost_parts.*",
-            "figures/cost_rivals.*",
-        ),
-        alone=True,
-    ),
-    "13_your_own_parts": Stage(
-        "How does one inspect one's own parts?",
-        writes=("own_parts.csv", "own_parts/report.html", "figures/own_parts.*"),
-    ),
-    "14_explore": Stage(
-        "What changes when one moves t, the input, the density or the threshold?",
-        reads=("detectors/*/*/seed*/detector.json",),
-        writes=("explore.csv", "figures/explore.*"),
-        needs_labels=True,
-    ),
-}
+from .stages import PRESETS, STAGES, ParameterError, Preset, RunError, RunParameters, explain, project_root
+from .storage import StorageError, file_sha256, locked, read_json, write_atomically, write_json
 
 METRIC_COLUMNS = (
     "dataset", "category", "seed", "method", "input", "t", "density", "image_score", "n_test_good", "n_test_anomalous",
@@ -243,6 +53,11 @@ WEIGHTS_CODE = (
     "detector", "scorer", "folding", "diffusion", "irf", "scoring", "features", "feature_store", "datasets",
 )  # fmt: skip
 
+# The modules that no number in a study's tables depends on.
+NO_NUMBERS = (
+    "__init__", "__main__", "downloads", "explorer", "inspection", "plots", "runner", "stages", "train",
+)  # fmt: skip
+
 # The packages whose versions a result depends on, for its provenance.
 PACKAGES = ("torch", "diffusers", "numpy", "scipy", "scikit-learn")
 
@@ -252,64 +67,6 @@ CREDITS = {
     "mvtec": "Images: MVTec AD (Bergmann et al. 2019), CC BY-NC-SA 4.0",
     "visa": "Images: VisA (Zou et al. 2022), CC BY 4.0",
 }
-
-
-def project_root() -> Path:
-    """The folder that holds notebooks/ and irf_lib/: the working directory or one above it, else the package's own."""
-    for folder in (Path.cwd(), *Path.cwd().parents):
-        if (folder / "notebooks").is_dir() and (folder / "irf_lib" / "__init__.py").is_file():
-            return folder
-    return Path(__file__).resolve().parents[1]
-
-
-def notebook_paths(root: Path) -> list[Path]:
-    """The numbered notebooks, in order."""
-    return sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-
-
-# --- parameters ---------------------------------------------------------------------------------------------------
-
-
-class RunParameters(BaseModel):
-    """The parameters that all notebooks share; wrong names and types are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    preset: Literal["quick", "reference", "paper"] = "quick"
-    data: str = ""  # a folder of images, relative to the project; "" is the embedded data
-    categories: list[str] = []  # [] is all there are
-    seeds: list[Annotated[int, Field(ge=0)]] = []  # [] is the preset's
-    unified: Literal["auto", "yes", "no"] = "auto"  # one model for all categories; auto is the preset's choice
-    settings: dict[str, Any] = {}  # changes to the preset's DetectorSettings
-    out: str = ""  # results folder, relative to the project; "" is results/<preset>
-    device: str = "auto"
-
-    @property
-    def part(self) -> str:
-        """Which part of all that could be run this is, for names of files; "" where nothing was chosen.
-
-        Runs of different data, categories or seeds have different parts: they may fill one results folder side by side,
-        and what each keeps of itself must not bear the other's name.
-        """
-        words = [Path(self.data).name, *self.categories, {"auto": "", "yes": "unified", "no": "single"}[self.unified]]
-        name = "_".join([*filter(None, words), *(f"seed{seed}" for seed in self.seeds)])
-        short = len(name) <= 100  # a file's name may have 255 bytes
-        return name if short else f"{name[:80]}_{hashlib.sha256(name.encode()).hexdigest()[:12]}"
-
-    @field_validator("seeds", "categories")
-    @classmethod
-    def _no_value_twice(cls, values: list) -> list:
-        if len(set(values)) < len(values):
-            raise ValueError("the same value stands there twice")  # and would be trained on twice
-        return values
-
-
-def explain(error: ValidationError) -> str:
-    """pydantic's report in one line: which parameter, what is wrong with it."""
-    return "; ".join(
-        f"{'.'.join(str(part) for part in one['loc']) or 'parameters'}: {one['msg']} (got {one['input']!r})"
-        for one in error.errors()
-    )
 
 
 @dataclass(frozen=True)
@@ -408,7 +165,7 @@ class Run:
         # Taken now and not at the end: code that is edited while a notebook runs did not make its results.
         run._key, run._git = run._stage_key(), git_state(root)
         modules = [path.stem for path in sorted(Path(__file__).parent.glob("*.py"))]
-        run._code = _code_hash(*(name for name in modules if name not in ("plots", "__main__", "__init__", "train")))
+        run._code = _code_hash(*(name for name in modules if name not in NO_NUMBERS))
         run._cells = _code_cells(root / "notebooks" / f"{stage}.ipynb")
         return run
 
@@ -1055,189 +812,3 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type}, {platform.machine()}, {os.cpu_count()} cores"
-
-
-# --- the runner -----------------------------------------------------------------------------------------------------
-
-
-def run_notebooks(
-    parameters: Mapping[str, Any],
-    extras: Mapping[str, Any] | None = None,
-    only: Sequence[str] = (),
-    force: bool = False,
-    jobs: int = 0,
-    apart: bool = False,
-) -> Path:
-    """Execute the notebooks through papermill; returns the results folder.
-
-    ``parameters`` are RunParameters, ``extras`` parameters of single notebooks, ``only`` stage names or their numbers.
-    Stages whose outputs are current are skipped unless ``force``. Up to ``jobs`` notebooks run side by side, each as
-    soon as those it reads from are done, and share the cores; 0 is four, or as many as there are cores, on a CPU, and
-    one on a GPU. ``apart`` keeps the executed notebooks where runs of other categories or seeds into the same folder do
-    not put theirs (:meth:`Run.executed_path`). Everything is validated before the first notebook starts. Raises
-    RunError or DataError for wrong input, and RunError at the first failing cell, once the notebooks that were running
-    beside it have ended.
-    """
-    root = project_root()
-    paths = {path.stem: path for path in _select(notebook_paths(root), only)}
-    known = {name: notebook_parameters(path) for name, path in paths.items()}
-    _check_extras(known, extras or {})
-    if jobs < 0:
-        raise ParameterError(f"jobs must be 0 (as many as fit) or more, got {jobs}")
-    first = Run.open(next(iter(STAGES)), **parameters)
-    for category in first.categories:
-        datasets.check_category(category)
-    print(
-        f"preset {first.parameters.preset}, data {first.dataset} ({', '.join(c.name for c in first.categories)}), "
-        f"seeds {list(first.seeds)}, results in {first.show(first.folder)}"
-    )
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    jobs = min(jobs or (min(4, cores) if first.device.type == "cpu" else 1), len(paths))
-    threads_given = os.environ.get("OMP_NUM_THREADS")
-
-    def one(name: str, side_by_side: int) -> None:
-        head = f"[{list(paths).index(name) + 1}/{len(paths)}] {name}"
-        shared = {key: value for key, value in parameters.items() if key in known[name]}
-        own = {key: default for key, (_, default) in known[name].items() if key not in RunParameters.model_fields}
-        own |= {key: value for key, value in (extras or {}).items() if key in own}
-        if STAGES[name].needs_labels and not first.labelled:
-            print(f"{head}: no labelled test images, skipped", flush=True)
-            return
-        run = Run.open(name, own, **shared)
-        executed = run.executed_path(apart)
-        with run.executing():
-            # A copy that is not complete was left by a run that was killed: the complete one is of an earlier run.
-            if not force and executed.is_file() and not run.partial_path.exists() and run.is_current():
-                print(f"{head}: current, skipped", flush=True)
-                return
-            print(f"{head}: {STAGES[name].question}", flush=True)
-            # Kernels inherit it. Notebooks that run side by side are given the same, one that runs alone has no
-            # neighbour.
-            os.environ["OMP_NUM_THREADS"] = threads_given or str(max(1, cores // side_by_side))
-            seconds = _execute(run, paths[name], executed, shared | own)
-            print(f"{head}: done in {seconds:.0f} s", flush=True)
-
-    try:
-        with contextlib.chdir(root):  # papermill resolves paths against the working directory, not its cwd
-            _in_order(list(paths), one, jobs)
-    finally:
-        if threads_given is None:
-            os.environ.pop("OMP_NUM_THREADS", None)
-    return first.folder
-
-
-def _in_order(names: Sequence[str], start: Callable[[str, int], None], jobs: int) -> None:
-    """Call ``start(name, jobs)`` for every stage, up to ``jobs`` at once, none before those it reads from.
-
-    A stage that has to be ``alone`` comes after all others. The first exception is raised once what runs has ended,
-    and nothing is started after it.
-    """
-    needs = {
-        name: set(names) - {name}
-        if STAGES[name].alone
-        else {other for other in names if set(STAGES[other].writes) & set(STAGES[name].reads)} - {name}
-        for name in names
-    }
-
-    def followers(name: str) -> int:
-        direct = [other for other in names if name in needs[other] and not STAGES[other].alone]
-        return len(direct) + sum(followers(other) for other in direct)
-
-    waiting = sorted(names, key=followers, reverse=True)  # what most others wait for goes first
-    running: dict[Future, str] = {}
-    done: set[str] = set()
-    failed: BaseException | None = None
-    with ThreadPoolExecutor(jobs) as pool:
-        while running or (waiting and failed is None):
-            for name in [] if failed else [one for one in waiting if needs[one] <= done][: jobs - len(running)]:
-                waiting.remove(name)
-                running[pool.submit(start, name, 1 if STAGES[name].alone else jobs)] = name
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                done.add(running.pop(future))
-                failed = failed or future.exception()
-                if failed and running:
-                    print(f"a notebook failed; waiting for {', '.join(sorted(running.values()))} to end", flush=True)
-    if failed:
-        raise failed
-
-
-def _select(paths: Sequence[Path], only: Sequence[str]) -> list[Path]:
-    if not only:
-        return list(paths)
-    chosen = [path for path in paths if any(path.stem == name or path.stem.startswith(f"{name}_") for name in only)]
-    for name in only:
-        if not any(path.stem == name or path.stem.startswith(f"{name}_") for path in paths):
-            raise ParameterError(f"no notebook {name!r}; there are {', '.join(path.stem for path in paths)}")
-    return chosen
-
-
-def notebook_parameters(path: Path) -> dict[str, tuple[str, Any]]:
-    """A notebook's parameters as papermill reads them: name -> (type annotated, default)."""
-    from papermill import inspect_notebook
-
-    found = inspect_notebook(str(path)).items()
-    return {name: (one["inferred_type_name"].strip(), ast.literal_eval(one["default"])) for name, one in found}
-
-
-_TYPES = {"int": int, "float": (int, float), "str": str, "bool": bool, "list": list, "dict": dict}
-
-
-def _check_extras(known: Mapping[str, Mapping[str, tuple[str, Any]]], extras: Mapping[str, Any]) -> None:
-    for name, value in extras.items():
-        kinds = {found[name][0] for found in known.values() if name in found}
-        if name in RunParameters.model_fields:
-            raise ParameterError(f"{name} has an option of its own (see --help), or goes to --set")
-        if not kinds:
-            own = sorted({n for found in known.values() for n in found} - set(RunParameters.model_fields))
-            raise ParameterError(f"no notebook has a parameter {name!r}; there are {', '.join(own) or 'none'}")
-        for kind in kinds:
-            expected = _TYPES.get(kind)
-            if expected and (not isinstance(value, expected) or (isinstance(value, bool) and kind != "bool")):
-                raise ParameterError(f"parameter {name} must be {kind}, got {value!r}")
-
-
-def _execute(run: Run, path: Path, executed: Path, parameters: Mapping[str, Any]) -> float:
-    """One notebook through papermill. The executed copy gets its name only when it is complete.
-
-    The working directory has to be the project's.
-    """
-    import papermill
-    from nbclient.exceptions import DeadKernelError
-    from papermill.exceptions import PapermillExecutionError
-    from traitlets.config import Config
-
-    start = time.monotonic()
-    partial = run.partial_path
-    try:
-        for written in (partial, executed):
-            written.parent.mkdir(parents=True, exist_ok=True)
-        run.forget()  # so that a record found afterwards is this execution's
-        papermill.execute_notebook(
-            os.path.relpath(path, run.root),  # relative: executed copies name no folder of this machine
-            os.path.relpath(partial, run.root),
-            parameters=dict(parameters),
-            cwd=".",
-            kernel_name="python3",
-            progress_bar=False,
-            # Encrypted loopback sockets: nobody else on a shared machine reads them, and the kernel does not warn.
-            config=Config({"KernelManager": {"transport_encryption": "auto"}}),
-        )
-    except DeadKernelError as error:
-        raise RunError(
-            f"{path.stem}: the kernel died ({error}), most often for want of memory; what ran is in {run.show(partial)}"
-        ) from None
-    except PapermillExecutionError as error:
-        raise RunError(
-            f"{path.stem} failed in cell {error.exec_count}: {error.ename}: {error.evalue}\n"
-            f"The partly executed notebook is {run.show(partial)}"
-        ) from None
-    except OSError as error:  # the copy, the record, or Jupyter's own files
-        named = Path(error.filename) if isinstance(error.filename, str) else partial
-        raise RunError(f"{path.stem} stopped: {cannot_write(named, error)}") from None
-    if not run.is_finished():
-        raise RunError(f"{path.stem} ran to its end without run.finish(); see {run.show(partial)}")
-    try:
-        os.replace(partial, executed)
-    except OSError as error:
-        raise RunError(f"{path.stem}: {cannot_write(executed, error)}") from None
-    return time.monotonic() - start

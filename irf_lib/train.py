@@ -22,7 +22,8 @@ from torch import Tensor
 from . import datasets
 from .__main__ import EXPECTED, add_run_options, exit_status, run_parameters
 from .diffusion import Processes
-from .runs import ParameterError, Run
+from .runs import Run
+from .stages import ParameterError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -26,7 +26,8 @@ from safetensors import SafetensorError
 
 from irf_lib import datasets, embedded, feature_store, features
 from irf_lib.detector import OneStepDetector
-from irf_lib.runs import Run, RunError
+from irf_lib.runs import Run
+from irf_lib.stages import RunError
 from irf_lib.storage import StorageError, file_sha256, load_tensors, locked, read_json, write_json, write_text
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -29,7 +29,8 @@ from irf_lib.datasets import DataError
 from irf_lib.detector import DetectorSettings, OneStepDetector
 from irf_lib.diffusion import build_denoiser, train
 from irf_lib.features import BackboneError
-from irf_lib.runs import Run, RunError
+from irf_lib.runs import Run
+from irf_lib.stages import RunError
 from irf_lib.storage import StorageError, file_sha256, load_tensors, read_json, save_tensors
 
 REMEDY = re.compile(

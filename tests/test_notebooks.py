@@ -20,8 +20,10 @@ from irf_lib import benchmark, datasets
 from irf_lib.__main__ import main
 from irf_lib.detector import OneStepDetector
 from irf_lib.metrics import METRICS
-from irf_lib.runs import METRIC_COLUMNS, STAGES, VERDICTS, RunParameters, notebook_parameters
+from irf_lib.runner import notebook_parameters
+from irf_lib.runs import METRIC_COLUMNS, VERDICTS
 from irf_lib.scoring import DENSITIES
+from irf_lib.stages import STAGES, RunParameters
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))

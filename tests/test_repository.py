@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Floors from the ground; a module may import only from lower floors.
 FLOORS = [
-    {"storage", "resampling"},
+    {"storage", "resampling", "stages"},
     {"irf", "scoring", "metrics", "features", "textures", "cutpaste", "invariance", "normality", "plots"},
     {"datasets", "diffusion", "summary"},
     {"feature_store", "embedded", "downloads", "folding", "scorer"},
@@ -22,6 +22,7 @@ FLOORS = [
     {"timesteps", "baselines", "inspection", "explorer"},
     {"benchmark"},
     {"runs"},
+    {"runner"},
     {"__main__"},
     {"train"},
 ]

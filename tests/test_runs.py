@@ -11,9 +11,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from irf_lib import runs
+from irf_lib import runner, runs, stages
 from irf_lib.__main__ import main
-from irf_lib.runs import CLAIM_COLUMNS, PRESETS, STAGES, ParameterError, Run, RunError
+from irf_lib.runs import CLAIM_COLUMNS, Run
+from irf_lib.stages import PRESETS, STAGES, ParameterError, RunError
 
 # A detector that trains in a moment.
 TINY = {"steps": 2, "width": 64, "depth": 1, "backbone": "rgb", "image_size": 32, "feature_size": 4}
@@ -336,7 +337,7 @@ def test_credit_names_the_licence(tmp_path, mvtec):
     ],
 )
 def test_wrong_commands_start_nothing(tmp_path, capsys, monkeypatch, arguments, status, message):
-    monkeypatch.setattr(runs, "_execute", lambda *_: pytest.fail("a notebook was started"))
+    monkeypatch.setattr(runner, "_execute", lambda *_: pytest.fail("a notebook was started"))
     assert main([*arguments, "--out", str(tmp_path / "out")]) == status
     error = capsys.readouterr().err
     assert message in error and error.startswith("error: ") and "Traceback" not in error
@@ -344,20 +345,20 @@ def test_wrong_commands_start_nothing(tmp_path, capsys, monkeypatch, arguments, 
 
 def test_a_link_is_named_and_not_where_it_leads(tmp_path, mvtec, monkeypatch):
     opened = []
-    monkeypatch.setattr(runs, "_execute", lambda run, *_: opened.append(run) or 0.0)
+    monkeypatch.setattr(runner, "_execute", lambda run, *_: opened.append(run) or 0.0)
     (tmp_path / "link").symlink_to(mvtec)
     main(["run", "--data", str(tmp_path / "link"), "--out", str(tmp_path / "out"), "--only", "01"])
     assert opened[0].parameters.data.endswith("/link") and opened[0].data_root.samefile(mvtec)
 
 
 def test_unknown_category_names_the_known_ones(tmp_path, mvtec, capsys, monkeypatch):
-    monkeypatch.setattr(runs, "_execute", lambda *_: pytest.fail("a notebook was started"))
+    monkeypatch.setattr(runner, "_execute", lambda *_: pytest.fail("a notebook was started"))
     assert main(["run", "--data", str(mvtec), "--category", "nutt", "--out", str(tmp_path / "out")]) == 2
     assert "nut" in capsys.readouterr().err
 
 
 def test_a_broken_image_stops_the_run_before_it_starts(tmp_path, mvtec, capsys, monkeypatch):
-    monkeypatch.setattr(runs, "_execute", lambda *_: pytest.fail("a notebook was started"))
+    monkeypatch.setattr(runner, "_execute", lambda *_: pytest.fail("a notebook was started"))
     broken = mvtec / "nut" / "test" / "good" / "0.png"
     broken.write_bytes(broken.read_bytes()[:100])
     assert main(["run", "--data", str(mvtec), "--out", str(tmp_path / "out")]) == 2
@@ -389,7 +390,7 @@ def in_order(names, jobs, fails=()):
         if name in fails:
             raise RunError(f"{name} failed")
 
-    runs._in_order(names, start, jobs)
+    runner._in_order(names, start, jobs)
     return events, most[0]
 
 
@@ -417,7 +418,7 @@ def test_a_failure_starts_nothing_more_and_lets_the_rest_end():
         ended.append(name)
 
     with pytest.raises(RunError, match="01_data failed"):
-        runs._in_order(names, start, 2)
+        runner._in_order(names, start, 2)
     assert ended == ["03_train"], "it ran beside the one that failed"
     with pytest.raises(RunError, match="03_train failed"):
         in_order(names, 2, fails={"03_train"})
@@ -426,7 +427,7 @@ def test_a_failure_starts_nothing_more_and_lets_the_rest_end():
 def test_kernels_get_their_share_of_the_cores(tmp_path, mvtec, monkeypatch):
     seen = []
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(runs, "_execute", lambda *_: seen.append(os.environ["OMP_NUM_THREADS"]) or 0.0)
+    monkeypatch.setattr(runner, "_execute", lambda *_: seen.append(os.environ["OMP_NUM_THREADS"]) or 0.0)
     cores = len(os.sched_getaffinity(0))
     command = ["run", "--data", str(mvtec), "--out", str(tmp_path / "out"), "--only", "01", "--only", "02"]
     main([*command, "--jobs", "1"])
@@ -439,4 +440,4 @@ def test_kernels_get_their_share_of_the_cores(tmp_path, mvtec, monkeypatch):
 
 
 def test_every_notebook_is_a_stage_and_back():
-    assert [path.stem for path in runs.notebook_paths(runs.project_root())] == list(STAGES)
+    assert [path.stem for path in stages.notebook_paths(stages.project_root())] == list(STAGES)

@@ -18,7 +18,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from irf_lib import diffusion
 from irf_lib import train as trainer
 from irf_lib.diffusion import Processes, TrainSettings, build_denoiser, train
-from irf_lib.runs import ParameterError, Run
+from irf_lib.runs import Run
+from irf_lib.stages import ParameterError
 from irf_lib.storage import load_tensors
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from irf_lib.runs import RunParameters
+from irf_lib.stages import RunParameters
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = "set=backbone=rgb image_size=32 feature_size=8 width=64 depth=1 steps=4 batch_size=4 alpha=0.3"
