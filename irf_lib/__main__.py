@@ -1,8 +1,7 @@
 """The command line: ``python -m irf_lib run|fit|score|data ...``.
 
-Exit status: 0 done, 1 a notebook or a download failed a stage is missing its input, or a file cannot be
-written, 2 the command or the data are
-wrong; of ``score``: 0 nothing was flagged, 1 something was, 2 an image or the model could not be read.
+Exit status: 0 done; 1 a notebook or a download failed, a stage is missing its input, or a file cannot be written; 2 the
+command or the data are wrong. Of ``score``: 0 nothing was flagged, 1 something was, 2 anything else.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import os
 import shlex
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_runner_options(commands.add_parser("run", help="run the notebooks in order, through papermill"))
     _add_fit_options(commands.add_parser("fit", help="fit a model on a folder of good images"))
-    status = "Exit status: 0 nothing flagged, 1 something flagged, 2 an image or the model could not be read."
+    status = "Exit status: 0 nothing flagged, 1 something flagged, 2 an image could not be read, or anything else."
     score = commands.add_parser(
         "score",
         help="score images by a fitted model",
@@ -76,11 +76,11 @@ def _add_runner_options(run: argparse.ArgumentParser) -> None:
 
 def _add_fit_options(fit: argparse.ArgumentParser) -> None:
     fit.add_argument("good", type=Path, metavar="GOOD_FOLDER", help="images of good parts, about 20 or more")
-    fit.add_argument("--out", type=Path, required=True, metavar="MODEL", help="the model's folder")
+    fit.add_argument("--out", type=_folder, required=True, metavar="MODEL", help="the model's folder")
     fit.add_argument("--alpha", type=float, help="share of good parts that may be flagged (default: 0.05)")
     fit.add_argument("--preset", default="reference", choices=list(PRESETS), help="how large (default: reference)")
     fit.add_argument("--set", action="append", default=[], metavar="K=V", help="change a detector setting, as t=300")
-    fit.add_argument("--seed", type=int, default=0, metavar="N")
+    fit.add_argument("--seed", type=_natural, default=0, metavar="N", help="of split, weights and noise (default: 0)")
     fit.add_argument("--device", default="auto", type=_device, help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     fit.add_argument("--force", action="store_true", help="replace another model in that folder")
 
@@ -88,9 +88,9 @@ def _add_fit_options(fit: argparse.ArgumentParser) -> None:
 def _add_score_options(score: argparse.ArgumentParser) -> None:
     score.add_argument("model", type=Path, metavar="MODEL", help="a folder that fit has made")
     score.add_argument("images", type=Path, nargs="+", metavar="IMAGES", help="image files, and folders of them")
-    score.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the results go")
+    score.add_argument("--out", type=_folder, required=True, metavar="DIR", help="where the results go")
     score.add_argument("--alpha", type=float, help="share of good parts that may be flagged (default: the model's)")
-    score.add_argument("--worst", type=int, default=20, metavar="N", help="images on the page (default: 20)")
+    score.add_argument("--worst", type=_natural, default=20, metavar="N", help="images on the page (default: 20)")
     score.add_argument("--overlays", default="all", choices=["all", "flagged", "none"], help="which to write")
     score.add_argument("--device", default="auto", type=_device, help="auto, cpu, cuda, cuda:1, mps (default: auto)")
 
@@ -106,6 +106,18 @@ def _add_data_parsers(data: argparse.ArgumentParser) -> None:
     get.add_argument("--to", default="", metavar="DIR", help="the data set's new folder (default: data/NAME)")
     get.add_argument("--archive", default="", metavar="FILE", help="check and unpack this file instead of fetching it")
     get.add_argument("--yes", action="store_true", help="go on without asking")
+
+
+def _natural(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 2**63 - 1")
+    return int(text)
+
+
+def _folder(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("an empty name would be the working directory; write . if it is meant")
+    return Path(text)
 
 
 def _device(name: str) -> str:
@@ -183,31 +195,34 @@ def _fit(arguments: argparse.Namespace) -> int:
         settings = DetectorSettings(**(dict(PRESETS[arguments.preset].settings) | changes))
     except ValidationError as error:
         raise ParameterError(f"wrong settings: {explain(error)}") from None
-    images = inspection.good_images(arguments.good.expanduser())
+    good, folder = arguments.good.expanduser(), arguments.out.expanduser()
+    if folder.resolve().is_relative_to(good.resolve()):
+        raise ParameterError(f"--out {folder} lies inside {good}, where it would be taken for images; choose another.")
+    images = inspection.good_images(good)
     print(f"{len(images)} good images in {arguments.good}", flush=True)
     start = time.monotonic()
-    detector = inspection.fit_model(
-        images, arguments.out.expanduser(), settings, arguments.seed, arguments.device, force=arguments.force
-    )
+    detector = inspection.fit_model(images, folder, settings, arguments.seed, arguments.device, force=arguments.force)
     held_out = len(detector.calibration_index)
     print(f"fitted on {len(images) - held_out}, threshold {_nats(detector.threshold)} from {held_out} held out, at a "
           f"false-alarm rate of {settings.alpha:g}")  # fmt: skip
     print(f"done in {time.monotonic() - start:.0f} s: {arguments.out}")
-    print(f"next: python -m irf_lib score {arguments.out} IMAGES --out DIR")
+    print(f"next: python -m irf_lib score {shlex.quote(str(arguments.out))} IMAGES --out DIR")
     return 0
 
 
 def _score(arguments: argparse.Namespace) -> int:
-    images = inspection.find_images([place.expanduser() for place in arguments.images])
-    detector = OneStepDetector.load(arguments.model.expanduser(), arguments.device)
+    folder, model = arguments.out.expanduser(), arguments.model.expanduser()
+    images = inspection.find_images([place.expanduser() for place in arguments.images], leave_out=folder)
+    if not (model / "detector.json").is_file():
+        raise DataError(f"{model}: not a model, it has no detector.json; name a folder that `fit` has made.")
+    detector = OneStepDetector.load(model, arguments.device)
     try:
         # Also where it is the model's own: a threshold that cannot flag anything is worth a warning every time.
         detector = detector.with_alpha(arguments.alpha if arguments.alpha is not None else detector.settings.alpha)
     except ValidationError as error:
         raise ParameterError(f"wrong settings: {explain(error)}") from None
-    folder = arguments.out.expanduser()
     result = inspection.inspect(
-        detector, images, folder, max(0, arguments.worst), arguments.overlays, model=str(arguments.model)
+        detector, images, folder, arguments.worst, arguments.overlays, model=str(arguments.model)
     )
     for row in result.table[result.table.verdict == inspection.UNREADABLE].itertuples():
         print(f"error: {row.message}", file=sys.stderr)
@@ -281,6 +296,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         # A script must not take a failure of `score` for a flagged part.
         return 2 if arguments.command == "score" else exit_status(error)
+    except Exception:
+        if arguments.command != "score":
+            raise
+        traceback.print_exc()  # Python's own exit status would be 1
+        return 2
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 130

@@ -36,7 +36,7 @@ from .storage import one_line
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 MAX_PIXELS = 89_478_485  # Pillow's own limit, beyond which it suspects a decompression bomb
 _TYPES = "PNG, JPEG, BMP or TIFF"
-_SIDE_FILES = {"", ".txt", ".md", ".json", ".csv", ".db", ".ini", ".xml", ".yaml", ".yml", ".html", ".pdf"}
+SIDE_FILES = {"", ".txt", ".md", ".json", ".csv", ".db", ".ini", ".xml", ".yaml", ".yml", ".html", ".pdf"}
 _VISA_COLUMNS = ("object", "split", "label", "image", "mask")
 _WORKERS = min(4, os.cpu_count() or 1)  # Pillow releases the GIL while it decodes and resizes
 _ByKind = dict[str, tuple[Path, ...]]  # the files of one split by their kind
@@ -156,7 +156,7 @@ def _images(folder: Path, subfolders: Iterable[str] = ()) -> tuple[Path, ...]:
                 raise DataError(f"{path}: a folder among images; move its images up or the folder elsewhere.")
         elif suffix in SUFFIXES:
             found.append(path)
-        elif suffix not in _SIDE_FILES:
+        elif suffix not in SIDE_FILES:
             raise DataError(f"{path}: unsupported file type {suffix}; convert it to {_TYPES} or remove it.")
     return tuple(found)
 
@@ -372,7 +372,8 @@ def _decode(path: Path) -> np.ndarray:
     except DataError:
         raise
     except Exception as exc:  # on damaged bytes decoders raise almost anything, even SyntaxError
-        raise DataError(f"{path}: not a readable {_TYPES} file ({one_line(exc)}); replace or remove it.") from exc
+        reason = re.sub(r" ?<_io\.BytesIO[^>]*>", "", one_line(exc))  # an address that means nothing to anybody
+        raise DataError(f"{path}: not a readable {_TYPES} file ({reason}); replace or remove it.") from exc
 
 
 def _decode_with_pillow(path: Path, data: bytes) -> np.ndarray:

@@ -11,6 +11,7 @@ import copy
 import hashlib
 import itertools
 import math
+import re
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -68,7 +69,7 @@ class DetectorSettings(TrainSettings):
     input: Literal["clean", "scaled", "noised"] = "scaled"
     density: Literal["standard", "diagonal", "full", "location", "local"] = "full"
     image_score: str = "top10"
-    alpha: float = Field(0.05, gt=0, lt=1)  # false-alarm rate on normal images
+    alpha: float = Field(0.05, ge=1e-4, lt=1)  # false-alarm rate on normal images
     calibration: float = Field(0.1, gt=0, lt=1)  # share of the normal images held out; at least 20 where there are 60
 
     @model_validator(mode="after")
@@ -120,7 +121,8 @@ def images_needed(alpha: float, share: float) -> tuple[int, int]:
     No threshold from n held-out images can promise less than 1 / (n + 1).
     """
     needed = math.ceil(1 / alpha - 1 - 1e-9)
-    return needed, next(n for n in itertools.count(3 * needed) if _held_out(n, share) >= needed)
+    start = 3 * needed if needed <= 20 else max(3 * needed, math.floor((needed - 1) / share))
+    return needed, next(n for n in itertools.count(start) if _held_out(n, share) >= needed)
 
 
 def checked_images(images: Sequence[Path] | np.ndarray) -> list[Path] | np.ndarray:
@@ -274,7 +276,7 @@ class OneStepDetector:
 
     def with_alpha(self, alpha: float) -> OneStepDetector:
         """The same detector at another false-alarm rate; a copy, nothing is fitted anew. Raises ValueError unless
-        0 < alpha < 1."""
+        1e-4 <= alpha < 1."""
         self._require_fit()
         other = copy.copy(self)
         other.settings = DetectorSettings(**(self.settings.model_dump() | {"alpha": alpha}))
@@ -492,8 +494,10 @@ class OneStepDetector:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what a fit and killed writes left beside a saved detector; only for whoever holds the folder's lock."""
-    for pattern in ("checkpoint.*", ".checkpoint*", ".detector*"):
-        for leftover in Path(folder).glob(pattern):
+    # Only names that we give: the folder may be one of the user's, with a checkpoint.pt of their own.
+    ours = re.compile(r"checkpoint(\.[0-9a-f]{12})?\.(json|safetensors)|\.(checkpoint|detector)-[0-9a-f]{8}\.\w+")
+    for leftover in Path(folder).glob("*"):
+        if ours.fullmatch(leftover.name):
             leftover.unlink(missing_ok=True)
 
 

@@ -375,8 +375,8 @@ def _average(processes: Processes, denoiser: nn.Module, loss: Tensor) -> Tensor:
 def _require_same(processes: Processes, number: int, device: torch.device) -> None:
     """Raise RuntimeError, in every process, if ``number`` differs between them."""
     if processes.count > 1:
-        mean, mean_square = processes.mean(torch.tensor([number, number**2], dtype=torch.float64, device=device))
-        if not torch.isclose(mean**2, mean_square):
+        own = torch.tensor([float(number)], dtype=torch.float64, device=device)
+        if processes.mean((own - processes.mean(own)) ** 2) > 1e-3:
             raise RuntimeError("the processes found different checkpoints; they need one results folder in common")
 
 

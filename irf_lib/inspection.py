@@ -8,10 +8,12 @@ result.table            # one row an image, as in report/scores.csv
 from __future__ import annotations
 
 import base64
+import contextlib
 import heapq
 import io
 import math
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,9 +29,9 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from . import datasets, plots
-from .datasets import SUFFIXES, DataError
+from .datasets import SIDE_FILES, SUFFIXES, DataError
 from .detector import DetectorSettings, OneStepDetector, remove_leftovers
-from .storage import locked, read_json, write_atomically, write_json, write_text
+from .storage import StorageError, locked, read_json, write_atomically, write_json, write_text
 
 CHUNK = 32  # images in memory at a time
 PASSED, FLAGGED, UNREADABLE = "passed", "flagged", "unreadable"
@@ -71,10 +73,13 @@ def fit_model(
     wanted = {"settings": settings.model_dump(), "seed": seed, "extra": made_from}
     with locked(folder / ".lock", f"{folder}: another fit is writing there; waiting for that one to end"):
         if not force and (folder / "detector.json").exists():
-            meta = _meta(folder)
-            if {key: meta.get(key) for key in wanted} == wanted:
-                return OneStepDetector.load(folder, device)
-            raise DataError(f"{folder} holds a model of other images or settings; choose another folder, or force it.")
+            with contextlib.suppress(StorageError):  # damaged, or of another version
+                meta = _meta(folder)
+                if {key: meta.get(key) for key in wanted} == wanted:
+                    return OneStepDetector.load(folder, device)
+            raise DataError(
+                f"{folder} holds another model, or one that cannot be read; choose another folder, or --force it."
+            )
         detector = OneStepDetector(settings, seed, device)
         detector.fit(images, progress, checkpoint=folder / "checkpoint.json")
         detector.save(folder, made_from)
@@ -119,33 +124,61 @@ class Inspection:
         return int((self.table.verdict == verdict).sum())
 
     def name(self, path: Path) -> str:
-        return path.relative_to(self.root).as_posix()
+        return _name(path, self.root)
 
 
-def find_images(places: Sequence[Path]) -> list[Path]:
-    """The image files among ``places``, and those in its folders and their subfolders, by name, each once.
+def _name(path: Path, root: Path) -> str:
+    # A file's name is bytes, a table is UTF-8: what is not, is shown escaped.
+    return os.fsencode(path.relative_to(root).as_posix()).decode("utf-8", "backslashreplace")
 
-    Hidden files and folders are left out. Raises DataError for a place that is not there, a file that is named and is
-    no image, and if there is no image at all.
+
+def find_images(places: Sequence[Path], leave_out: Path | None = None) -> list[Path]:
+    """The image files among ``places``, and those in its folders and their subfolders (linked ones too), by name.
+
+    Absolute, each once. Hidden files and what lies in the folder ``leave_out`` are left out; files of another type are,
+    too, with a warning that names them. Raises DataError for a place that is not there, a folder that cannot be listed,
+    a named file that is no image, and if there is no image at all.
     """
     found: dict[Path, None] = {}
-    for place in map(Path, places):
+    foreign: list[str] = []
+    hidden = None if leave_out is None else Path(os.path.abspath(leave_out))
+    for place in (Path(os.path.abspath(place)) for place in places):
         if place.is_dir():
-            inside = (path for path in sorted(place.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file())
-            found |= dict.fromkeys(path for path in inside if not _is_hidden(path.relative_to(place)))
+            for path in _files(place):
+                if hidden and path.is_relative_to(hidden):
+                    continue
+                if path.suffix.lower() in SUFFIXES:
+                    found[path] = None
+                elif path.suffix.lower() not in SIDE_FILES:
+                    foreign.append(path.name)
         elif not place.exists():
             raise DataError(f"{place}: no such file or folder; check the path to the images.")
         elif place.suffix.lower() not in SUFFIXES:
             raise DataError(f"{place}: not an image by its name; there are {', '.join(SUFFIXES)}.")
         else:
             found[place] = None
+    if foreign:
+        names = ", ".join(sorted(foreign)[:3]) + (", ..." if len(foreign) > 3 else "")
+        warnings.warn(f"{len(foreign)} files of another type are left out ({names}); convert them.", stacklevel=2)
     if not found:
         raise DataError(f"{', '.join(map(str, places))}: no image there ({', '.join(SUFFIXES)}); add some.")
     return list(found)
 
 
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+def _files(folder: Path) -> Iterator[Path]:
+    """The files below ``folder``, folder by folder, sorted, without hidden ones; each real folder once."""
+
+    def fail(error: OSError) -> None:
+        raise DataError(f"{error.filename}: cannot be listed ({error.strerror}); check its permissions.") from error
+
+    seen: set[str] = set()
+    for parent, folders, files in os.walk(folder, onerror=fail, followlinks=True):
+        if os.path.realpath(parent) in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(parent))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(parent, name) for name in sorted(files) if not name.startswith("."))
 
 
 def findings(detector: OneStepDetector, images: Sequence[Path]) -> Iterator[Finding]:
@@ -154,18 +187,41 @@ def findings(detector: OneStepDetector, images: Sequence[Path]) -> Iterator[Find
         chunk = images[start : start + CHUNK]
         try:
             yield from _score(detector, chunk)
-        except DataError:  # one of them: which one is found out one at a time
+        except ValueError:  # one of them, most often a DataError: which one is found out one at a time
             for path in chunk:
                 try:
                     yield from _score(detector, [path])
                 except DataError as error:
                     yield Finding(path, problem=str(error))
+                except ValueError as error:
+                    yield Finding(path, problem=f"{path}: cannot be scored ({error}); look at the image.")
 
 
 def _score(detector: OneStepDetector, images: Sequence[Path]) -> list[Finding]:
     found = detector.score(images)
     numbers = zip(found.scores.tolist(), found.p_values.tolist(), found.flagged.tolist(), found.maps, strict=True)
     return [Finding(path, *one) for path, one in zip(images, numbers, strict=True)]
+
+
+class _Worst:
+    """The findings with the highest scores, and a small picture and overlay of each."""
+
+    def __init__(self, most: int):
+        self.most = most
+        self._heap: list[tuple[float, int, Finding, list[np.ndarray]]] = []
+
+    def wants(self, score: float) -> bool:
+        return self.most > 0 and (len(self._heap) < self.most or score > self._heap[0][0])
+
+    def add(self, number: int, finding: Finding, pictures: Sequence[np.ndarray]) -> None:
+        small = [_thumbnail(picture) for picture in pictures]
+        heapq.heappush(self._heap, (finding.score, -number, finding, small))  # of equal scores the first image is kept
+        if len(self._heap) > self.most:
+            heapq.heappop(self._heap)
+
+    def ordered(self) -> list[tuple[Finding, list[np.ndarray]]]:
+        """The highest score first."""
+        return [one[2:] for one in sorted(self._heap, key=lambda item: item[:2], reverse=True)]
 
 
 def inspect(
@@ -179,29 +235,47 @@ def inspect(
 ) -> Inspection:
     """Score ``images``; write ``folder``/scores.csv, scores.json (provenance), overlays/ and report.html.
 
-    The page shows the ``worst`` images and is one file. Table and page appear when all is done, each whole. ``model``
-    is what they call the detector.
+    The page shows the ``worst`` images and is one file. Table and page appear when all is done, each whole, and replace
+    those of an earlier call; its overlays are removed. ``model`` is what they call the detector. An image whose picture
+    cannot be drawn (removed meanwhile, say) keeps its score, with a message. Raises StorageError where nothing can be
+    written.
     """
-    folder, rows, heap = Path(folder), [], []
+    folder, images = Path(folder), [Path(os.path.abspath(path)) for path in images]
     root = Path(os.path.commonpath([path.parent for path in images]))
-    bar = tqdm(findings(detector, images), progress, len(images), disable=progress is None, unit="image", mininterval=1)
-    for number, one in enumerate(bar):
-        name = one.path.relative_to(root).as_posix()
-        rows.append([name, one.verdict, one.score, one.p_value, detector.threshold, one.problem])
-        if one.problem:
-            continue
-        if overlays == "all" or (overlays == "flagged" and one.flagged):
-            write_atomically(folder / "overlays" / f"{name}.jpg", partial(_write_jpeg, overlay(detector, one)))
-        heapq.heappush(heap, (one.score, -number, one))  # of equal scores the first image is kept
-        if len(heap) > worst:
-            heapq.heappop(heap)
-    table = pd.DataFrame(rows, columns=COLUMNS)
-    result = Inspection(table, tuple(one for *_, one in sorted(heap, key=lambda item: item[:2], reverse=True)), root)
-    facts = _facts(detector, result, model)
-    write_text(folder / "report.html", _page(detector, result, facts))
-    write_json(folder / "scores.json", facts)
-    write_text(folder / "scores.csv", table.to_csv(index=False))
+    with locked(folder / ".lock", f"{folder}: another command is writing there; waiting for that one to end"):
+        rows, kept, drawn = [], _Worst(worst), set()
+        hidden = progress is None
+        bar = tqdm(findings(detector, images), progress, len(images), disable=hidden, unit="image", mininterval=1)
+        for number, one in enumerate(bar):
+            name, message = _name(one.path, root), one.problem
+            wanted = not message and (overlays == "all" or (overlays == "flagged" and one.flagged))
+            if wanted or (not message and kept.wants(one.score)):
+                try:
+                    pictures = datasets.load_picture(one.path), overlay(detector, one)
+                    if kept.wants(one.score):
+                        kept.add(number, one, pictures)
+                    if wanted:
+                        target = folder / "overlays" / f"{one.path.relative_to(root)}.jpg"
+                        drawn.add(write_atomically(target, partial(_write_jpeg, pictures[1])))
+                except (DataError, StorageError) as error:
+                    message = f"scored, but without a picture: {error}"
+            rows.append([name, one.verdict, one.score, one.p_value, detector.threshold, message])
+        table = pd.DataFrame(rows, columns=COLUMNS)
+        result = Inspection(table, tuple(one for one, _ in kept.ordered()), root)
+        facts = _facts(detector, result, model)
+        write_text(folder / "scores.csv", table.to_csv(index=False))
+        write_json(folder / "scores.json", facts)
+        write_text(folder / "report.html", _page(detector, result, kept, facts))
+        _remove_others(folder / "overlays", drawn)
     return result
+
+
+def _remove_others(folder: Path, drawn: set[Path]) -> None:
+    """Remove overlays that an earlier call has left; other files stay."""
+    ours = tuple(f"{suffix}.jpg" for suffix in SUFFIXES)
+    for path in list(folder.rglob("*.jpg")):
+        if path not in drawn and path.name.lower().endswith(ours):
+            path.unlink(missing_ok=True)
 
 
 def _facts(detector: OneStepDetector, result: Inspection, model: str) -> dict:
@@ -250,7 +324,13 @@ def _data_url(picture: np.ndarray) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def _page(detector: OneStepDetector, result: Inspection, facts: dict) -> str:
+def _thumbnail(picture: np.ndarray, longest: int = 384) -> np.ndarray:
+    image = Image.fromarray(picture)
+    image.thumbnail((longest, longest), Image.Resampling.BILINEAR)
+    return np.asarray(image)
+
+
+def _page(detector: OneStepDetector, result: Inspection, kept: _Worst, facts: dict) -> str:
     """The report as one HTML file: no script, no request, every name escaped."""
     shown = [
         {
@@ -258,10 +338,10 @@ def _page(detector: OneStepDetector, result: Inspection, facts: dict) -> str:
             "verdict": one.verdict,
             "score": one.score,
             "p_value": one.p_value,
-            "picture": _data_url(datasets.load_picture(one.path, 384)),
-            "overlay": _data_url(overlay(detector, one, 384)),
+            "picture": _data_url(picture),
+            "overlay": _data_url(drawn),
         }
-        for one in result.worst
+        for one, (picture, drawn) in kept.ordered()
     ]
     template = (Path(__file__).parent / "report.html").read_text(encoding="utf-8")
     return jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(template).render(

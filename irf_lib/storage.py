@@ -12,15 +12,16 @@ import json
 import os
 import re
 import secrets
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+
+if TYPE_CHECKING:  # loading torch takes seconds, and who plans a run or unpacks an archive needs no tensor
+    import torch
 
 
 class StorageError(ValueError):
@@ -67,8 +68,10 @@ def _filled_beside(path: Path, write: Callable[[Path], None]) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
     # Not mkstemp, whose files are private: ours are shared as the user's umask says.
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    mode = stat.S_IMODE(temporary.stat().st_mode)
     try:
         write(temporary)
+        os.chmod(temporary, mode)  # a writer that replaces the file, as safetensors does, makes a private one
         _flush_to_disk(temporary)
         yield temporary
     finally:
@@ -155,6 +158,9 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[
 
 
 def _save_file(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
     try:
         save_file(dict(tensors), path)
     except SafetensorError as error:  # it hides the system's error number in its text
@@ -168,6 +174,9 @@ def load_tensors(path: Path, device: str = "cpu") -> tuple[dict[str, torch.Tenso
 
     Raises StorageError if either file is missing, damaged, or not what the JSON says it is.
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     path = Path(path)
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("meta"), dict):

@@ -223,8 +223,8 @@ PLACES = [
     ("Run._join_pieces", r"denoising", "before"),
     ("os.replace", r"(?<!pieces/)denoising\.csv$", "after"),  # a table whose JSON vouches for its predecessor
     ("os.replace", r"figures/training\.pdf$", "after"),
-    ("os.replace", r"stages/03_train\.json$", "before"),
-    ("os.replace", r"stages/03_train\.json$", "after"),
+    ("os.replace", r"stages/03_train\.parts\.json$", "before"),
+    ("os.replace", r"stages/03_train\.parts\.json$", "after"),
     ("storage._flush_to_disk", r"scores/.*\.npz$", "before"),
     ("os.replace", r"scores/.*\.npz$", "after"),
     ("Path.write_bytes", r"pieces/metrics/", "half"),
@@ -232,7 +232,7 @@ PLACES = [
     ("Path.write_text", r"pieces/decisions/", "half"),
     ("os.replace", r"pieces/decisions/.*\.json$", "before"),  # three of four pieces
     ("os.replace", r"pieces/decisions/.*\.json$", "after"),
-    ("os.replace", r"stages/05_score_and_detect\.json$", "before"),
+    ("os.replace", r"stages/05_score_and_detect\.parts\.json$", "before"),
 ]
 
 
@@ -275,13 +275,12 @@ def one_error(text: str) -> str:
 
 def test_the_command_line_goes_on_after_kills_and_a_full_disk(project, server, calm):
     out = project / "command"
-    executed, partial = out / "notebooks" / "03_train.ipynb", out / "notebooks" / "03_train.partial.ipynb"
+    executed, partial = out / "notebooks" / "03_train.ipynb", out / "notebooks" / "03_train.parts.partial.ipynb"
 
     # No room for the notebook's copy: nothing is started.
     status, text = server.run("command", arguments=command("command"), limit=6000)
-    assert status == 1 and "03_train.partial.ipynb cannot be written (File too large): free some space" in one_error(
-        text
-    )
+    said = "03_train.parts.partial.ipynb cannot be written (File too large): free some space"
+    assert status == 1 and said in one_error(text)
     # Room for that, but none for a detector: the sentence comes through papermill.
     status, text = server.run("command", arguments=command("command"), limit=60_000)
     assert status == 1
@@ -294,11 +293,10 @@ def test_the_command_line_goes_on_after_kills_and_a_full_disk(project, server, c
     os.killpg(pid, signal.SIGKILL)
     assert server.wait(pid) == -signal.SIGKILL and not executed.exists()
     first = {path: path.stat().st_mtime_ns for path in out.glob("detectors/*/bolt/*/detector.json")}
-    status, text = server.run(
-        "command", arguments=command("command"), interfere=[("os.replace", r"03_train\.partial\.ipynb", "before")]
-    )
+    place = ("os.replace", r"03_train\.parts\.partial\.ipynb", "before")
+    status, text = server.run("command", arguments=command("command"), interfere=[place])
     assert status == -signal.SIGKILL and not executed.exists() and partial.exists()
-    assert (out / "stages" / "03_train.json").is_file(), "the notebook itself was through"
+    assert (out / "stages" / "03_train.parts.json").is_file(), "the notebook itself was through"
     kept = {path: path.stat().st_mtime_ns for path in out.glob("detectors/*/*/*/detector.json")}
     assert len(kept) == 2 and all(kept[path] == when for path, when in first.items())
 
@@ -494,7 +492,7 @@ def test_a_detector_of_another_version_is_named_by_05_and_trained_again_by_03(ru
     [[], {}, {"key": 1}, {"files": 3}, {"files": {"a\0b": "c"}}, {"files": ["metrics.csv"]}, {"files": {"..": 1}}, 7],
 )
 def test_the_record_of_another_version_is_no_record(run, record):
-    path = run.path("stages/05_score_and_detect.json")
+    path = run.path("stages/05_score_and_detect.parts.json")
     own = reopened(run)
     own_key = read_json(path)["key"]
     assert own.is_current()

@@ -1,14 +1,16 @@
 """One's own parts from the command line: fit, score, the table, the pictures, the page and the exit status."""
 
 import json
+import os
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
-from irf_lib import inspection, plots
+from irf_lib import diffusion, inspection, plots
 from irf_lib.__main__ import main
 from irf_lib.datasets import DataError
 from irf_lib.detector import DetectorSettings, OneStepDetector, calibration_split, images_needed
@@ -85,7 +87,7 @@ def test_the_same_fit_is_loaded_and_another_one_refused(parts, model, capsys):
     assert main(["fit", str(parts), "--out", str(model), *SETS]) == 0
     assert before == sorted((path.name, path.stat().st_mtime_ns) for path in model.iterdir())
     assert main(["fit", str(parts), "--out", str(model), *SETS, "--seed", "1"]) == 2
-    assert f"{model} holds a model of other images or settings" in capsys.readouterr().err
+    assert f"{model} holds another model, or one that cannot be read" in capsys.readouterr().err
     assert not list(model.glob("checkpoint*"))
 
 
@@ -142,11 +144,13 @@ def test_images_needed_is_the_least_that_the_split_makes_enough(alpha):
         (["score", "MODEL", "nowhere", "--out", "r"], "nowhere: no such file or folder"),
         (["score", "MODEL", "empty", "--out", "r"], "empty: no image there"),
         (["score", "MODEL", "notes.txt", "--out", "r"], "notes.txt: not an image by its name"),
-        (["score", "empty", "good.png", "--out", "r"], "detector.json is missing"),
+        (["score", "empty", "good.png", "--out", "r"], "empty: not a model, it has no detector.json"),
         (["score", "MODEL", "good.png", "--out", "r", "--alpha", "2"], "alpha: Input should be less than 1"),
         (["fit", "empty", "--out", "m"], "empty: no data set"),
         (["fit", "two", "--out", "m", *SETS], "at least 3 good images"),
         (["fit", "set", "--out", "m"], "holds 2 categories (a, b); name the folder of one"),
+        (["fit", "two", "--out", "two/m"], "two/m lies inside two"),
+        (["fit", "two", "--out", "m", "--alpha", "1e-300"], "alpha: Input should be greater than or equal to 0.0001"),
         (["fit", "two", "--out", "m", "--set", "steps=none"], "steps: Input should be a valid integer"),
     ],
 )
@@ -164,10 +168,109 @@ def test_a_wrong_command_is_one_sentence(command, words, model, tmp_path, monkey
     assert error.startswith("error: ") and words in error and "Traceback" not in error
 
 
-def test_a_device_that_is_not_there(model, capsys):
+@pytest.mark.parametrize(("option", "value"), [("--device", "abacus"), ("--worst", "-1"), ("--out", "")])
+def test_an_option_that_cannot_be_is_refused(model, option, value, capsys):
     with pytest.raises(SystemExit) as stop:
-        main(["score", str(model), "x.png", "--out", "r", "--device", "abacus"])
-    assert stop.value.code == 2 and "abacus" in capsys.readouterr().err
+        main(["score", str(model), "x.png", "--out", "r", option, value])
+    assert stop.value.code == 2 and repr(value)[1:-1] in capsys.readouterr().err
+
+
+def test_whatever_goes_wrong_is_not_exit_status_1(parts, model, tmp_path, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise ZeroDivisionError("unforeseen")
+
+    monkeypatch.setattr(inspection, "inspect", fail)
+    assert main(["score", str(model), str(parts), "--out", str(tmp_path / "r")]) == 2, "a script takes 1 for a defect"
+    assert "unforeseen" in capsys.readouterr().err
+
+
+def test_names_of_any_kind(model, tmp_path, monkeypatch):
+    """Names that are no UTF-8, with spaces and quotes, of one stem; paths relative and absolute, inside and above."""
+    source = photographs(tmp_path / "in", 6, seed=3)
+    names = [b"b\xe9d.png", b"a b.png", b"it's.png", "ä.png".encode(), b"same.png", b"same.png.png"]
+    for i, name in enumerate(names):
+        (source / f"{i:02d}.png").rename(os.fsdecode(os.path.join(os.fsencode(source), name)))
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    out = tmp_path / "out"
+    assert main(["score", str(model), "../in", str(source / "a b.png"), "--out", str(out)]) in (0, 1)
+    table = pd.read_csv(out / "scores.csv")
+    assert len(table) == 6 and "b\\xe9d.png" in set(table.image) and table.score.notna().all()
+    assert len(list((out / "overlays").iterdir())) == 6, "nothing lands elsewhere"
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_what_is_left_out_is_said(model, tmp_path, capsys):
+    source = photographs(tmp_path / "in", 2, seed=3)
+    (source / "c.webp").write_bytes(b"x")
+    (source / "notes.txt").write_text("x")
+    (source / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (source / "loop").symlink_to(source)
+    photographs(tmp_path / "elsewhere", 1, seed=4)
+    (source / "linked").symlink_to(tmp_path / "elsewhere")
+    assert main(["score", str(model), str(source), "--out", str(tmp_path / "r")]) == 2
+    table = pd.read_csv(tmp_path / "r" / "scores.csv").set_index("image")
+    assert sorted(table.index) == ["00.png", "01.png", "gone.png", "linked/00.png"]
+    assert table.verdict["gone.png"] == "unreadable"
+    assert "warning: 1 files of another type are left out (c.webp)" in capsys.readouterr().err
+
+
+def test_a_report_among_the_images_is_not_scored_and_is_replaced(model, tmp_path):
+    source = photographs(tmp_path / "in", 3, seed=3)
+    for _ in range(2):
+        main(["score", str(model), str(source), "--out", str(source / "report")])
+        assert len(pd.read_csv(source / "report" / "scores.csv")) == 3
+    (source / "00.png").unlink()
+    (source / "report" / "overlays" / "mine.jpg").write_bytes(b"somebody's")
+    main(["score", str(model), str(source), "--out", str(source / "report")])
+    left = {path.name for path in (source / "report" / "overlays").iterdir()}
+    assert left == {"01.png.jpg", "02.png.jpg", "mine.jpg"}, (
+        "no overlay of an earlier call, and nobody else's file less"
+    )
+
+
+def test_an_image_that_disappears_after_its_score_keeps_it(model, tmp_path, monkeypatch):
+    source = photographs(tmp_path / "in", 4, seed=3)
+    score = inspection._score
+
+    def and_remove(detector, images):
+        found = score(detector, images)
+        (source / "01.png").unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(inspection, "_score", and_remove)
+    main(["score", str(model), str(source), "--out", str(tmp_path / "r")])
+    table = pd.read_csv(tmp_path / "r" / "scores.csv").set_index("image")
+    assert table.score.notna().all() and "scored, but without a picture" in table.message["01.png"]
+    assert (tmp_path / "r" / "report.html").read_text().count("<figure") == 3
+
+
+def test_a_score_that_is_no_number_stops_no_other(model, parts, tmp_path, monkeypatch):
+    detector, images = OneStepDetector.load(model), inspection.find_images([parts])[:5]
+    whole = OneStepDetector.score
+
+    def spoiled(self, paths, *more):
+        if images[2] in paths:
+            raise ValueError("1 of 5 scores are not finite")
+        return whole(self, paths, *more)
+
+    monkeypatch.setattr(OneStepDetector, "score", spoiled)
+    found = list(inspection.findings(detector, images))
+    assert [bool(one.problem) for one in found] == [False, False, True, False, False]
+    assert f"{images[2]}: cannot be scored" in found[2].problem
+
+
+def test_fit_leaves_other_peoples_files_alone(parts, tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for name in ("checkpoint.pt", "checkpoint.txt", ".detector_notes", "detector.csv"):
+        (folder / name).write_text("mine")
+    assert main(["fit", str(parts), "--out", str(folder), *SETS]) == 0
+    assert {path.name for path in folder.iterdir() if path.read_bytes() == b"mine"} == {
+        "checkpoint.pt", "checkpoint.txt", ".detector_notes", "detector.csv"
+    }  # fmt: skip
+    modes = {path.stat().st_mode for path in folder.glob("detector.*s*")}
+    assert len(modes) == 1, "the tensors are as readable as their JSON"
 
 
 def test_findings_are_those_of_the_detector_whatever_the_chunk(parts, model, monkeypatch):
@@ -179,8 +282,10 @@ def test_findings_are_those_of_the_detector_whatever_the_chunk(parts, model, mon
     assert [one.path for one in found] == images and [one.flagged for one in found] == together.flagged.tolist()
 
 
-def test_find_images_takes_each_once(parts):
-    assert inspection.find_images([parts, parts / "03.png"]) == sorted(parts.glob("*.png"))
+def test_find_images_takes_each_once(parts, monkeypatch):
+    monkeypatch.chdir(parts)
+    given = [parts, parts / "03.png", Path("04.png"), Path("../good/05.png")]
+    assert inspection.find_images(given) == sorted(parts.glob("*.png"))
     with pytest.raises(DataError, match="no such file"):
         inspection.find_images([parts / "missing.png"])
 
@@ -202,7 +307,9 @@ def test_fit_goes_on_from_its_checkpoint(parts, tmp_path):
         with pytest.raises(Died):
             inspection.fit_model(images, tmp_path / "b", settings, progress=None)
     assert (tmp_path / "b" / "checkpoint.json").is_file() and not (tmp_path / "b" / "detector.json").exists()
-    again = inspection.fit_model(images, tmp_path / "b", settings, progress=None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(diffusion, "ddpm_loss", lambda *_: pytest.fail("a step was computed again"))
+        again = inspection.fit_model(images, tmp_path / "b", settings, progress=None)
     assert [s.loss for s in again.history] == [s.loss for s in whole.history]
     np.testing.assert_array_equal(again.calibration_scores, whole.calibration_scores)
     assert not list((tmp_path / "b").glob("*checkpoint*"))

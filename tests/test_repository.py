@@ -3,6 +3,7 @@
 import ast
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -65,6 +66,11 @@ def test_nothing_imports_upward():
                 imported = [node.module] if node.module else [alias.name for alias in node.names]
                 for name in imported:
                     assert floor[name] < floor[module], f"{module} imports {name}"
+
+
+def test_a_plan_needs_no_torch():
+    code = "import sys, irf_lib.stages, irf_lib.datasets, irf_lib.embedded; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 def test_the_library_never_seeds_globally():

@@ -130,14 +130,24 @@ def test_a_batch_that_cannot_be_divided_is_refused(tmp_path, nuts):
         trainer._check(parameters, Several())
 
 
-def test_processes_with_different_checkpoints_say_so():
+@pytest.mark.parametrize(("mine", "theirs"), [(0, 1), (300, 301), (34_000, 34_001)])
+def test_processes_with_different_checkpoints_say_so(mine, theirs):
     class Apart(Several):
+        count = 2
+        sent = [theirs, ((theirs - mine) / 2) ** 2]  # the other's steps, then their squared distance from the mean
+
         def mean(self, tensor):
-            return torch.tensor([1, 2], dtype=tensor.dtype)  # steps done 0, 1 and 2 would have (1, 5 / 3)
+            return (tensor + self.sent.pop(0)) / 2
 
     with pytest.raises(RuntimeError, match="one results folder in common"):
-        next(train(build_denoiser("dit", 8, 4, 64, 1, 0), torch.zeros(3, 8, 4, 4), TrainSettings(batch_size=3), 0,
-                   processes=Apart()))  # fmt: skip
+        diffusion._require_same(Apart(), mine, torch.device("cpu"))
+
+
+def test_train_asks_whether_the_checkpoints_are_the_same(monkeypatch):
+    asked = []
+    monkeypatch.setattr(diffusion, "_require_same", lambda processes, steps, device: asked.append(steps))
+    next(train(build_denoiser("dit", 8, 4, 64, 1, 0), torch.zeros(3, 8, 4, 4), TrainSettings(batch_size=3), 0))
+    assert asked == [0]
 
 
 def test_without_accelerate_it_says_what_to_install(tmp_path, nuts, capsys, monkeypatch):
