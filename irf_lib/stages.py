@@ -41,7 +41,7 @@ PRESETS: dict[str, Preset] = {
         seeds=(0,),
         settings={"feature_size": 16, "patch_size": 2, "steps": 100, "width": 128, "depth": 3},
     ),
-    "reference": Preset("real data on a CPU: about ten minutes a category and seed on one core", seeds=(0, 1, 2), settings={}),
+    "reference": Preset("real data on a CPU, ten minutes a category and seed", seeds=(0, 1, 2), settings={}),
     "paper": Preset(
         "the published setting, as far as it is known from InvAD's code: one model for all categories, on a GPU",
         seeds=(0, 1, 2),
