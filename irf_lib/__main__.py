@@ -212,7 +212,7 @@ def _fit(arguments: argparse.Namespace) -> int:
 
 def _score(arguments: argparse.Namespace) -> int:
     folder, model = arguments.out.expanduser(), arguments.model.expanduser()
-    images = inspection.find_images([place.expanduser() for place in arguments.images], leave_out=folder)
+    images = inspection.find_images([place.expanduser() for place in arguments.images], leave_out=folder / "overlays")
     if not (model / "detector.json").is_file():
         raise DataError(f"{model}: not a model, it has no detector.json; name a folder that `fit` has made.")
     detector = OneStepDetector.load(model, arguments.device)

@@ -141,11 +141,11 @@ def find_images(places: Sequence[Path], leave_out: Path | None = None) -> list[P
     """
     found: dict[Path, None] = {}
     foreign: list[str] = []
-    hidden = None if leave_out is None else Path(os.path.abspath(leave_out))
+    without = None if leave_out is None else Path(os.path.abspath(leave_out))
     for place in (Path(os.path.abspath(place)) for place in places):
         if place.is_dir():
             for path in _files(place):
-                if hidden and path.is_relative_to(hidden):
+                if without and path.is_relative_to(without):
                     continue
                 if path.suffix.lower() in SUFFIXES:
                     found[path] = None

@@ -215,6 +215,14 @@ def test_what_is_left_out_is_said(model, tmp_path, capsys):
     assert "warning: 1 files of another type are left out (c.webp)" in capsys.readouterr().err
 
 
+def test_a_report_in_the_very_folder_of_the_images(model, tmp_path, capsys):
+    source = photographs(tmp_path / "in", 3, seed=3)
+    for _ in range(2):
+        assert main(["score", str(model), str(source), "--out", str(source)]) in (0, 1)
+        assert len(pd.read_csv(source / "scores.csv")) == 3
+    assert "left out" not in capsys.readouterr().err
+
+
 def test_a_report_among_the_images_is_not_scored_and_is_replaced(model, tmp_path):
     source = photographs(tmp_path / "in", 3, seed=3)
     for _ in range(2):
