@@ -251,12 +251,13 @@ def inspect(
             wanted = not message and (overlays == "all" or (overlays == "flagged" and one.flagged))
             if wanted or (not message and kept.wants(one.score)):
                 try:
-                    pictures = datasets.load_picture(one.path), overlay(detector, one)
+                    picture = datasets.load_picture(one.path)
+                    covered = overlay(detector, one, picture)
                     if kept.wants(one.score):
-                        kept.add(number, one, pictures)
+                        kept.add(number, one, (picture, covered))
                     if wanted:
                         target = folder / "overlays" / f"{one.path.relative_to(root)}.jpg"
-                        drawn.add(write_atomically(target, partial(_write_jpeg, pictures[1])))
+                        drawn.add(write_atomically(target, partial(_write_jpeg, covered)))
                 except (DataError, StorageError) as error:
                     message = f"scored, but without a picture: {error}"
             rows.append([name, one.verdict, one.score, one.p_value, detector.threshold, message])
@@ -306,9 +307,8 @@ def colour_limits(detector: OneStepDetector) -> tuple[float, float]:
     return low, low + 4 * (top - low or 1.0)
 
 
-def overlay(detector: OneStepDetector, finding: Finding, longest: int = 1024) -> np.ndarray:
-    """The finding's map over its image, uint8 (H, W, 3), the longer side at most ``longest`` pixels."""
-    picture = datasets.load_picture(finding.path, longest)
+def overlay(detector: OneStepDetector, finding: Finding, picture: np.ndarray) -> np.ndarray:
+    """The finding's map over ``picture``, its image at any size (datasets.load_picture); both uint8 (H, W, 3)."""
     size = picture.shape[1], picture.shape[0]
     heat = np.asarray(Image.fromarray(finding.heat).resize(size, Image.Resampling.BILINEAR))
     return plots.heat_overlay(picture, heat, colour_limits(detector), detector.threshold)
