@@ -5,12 +5,21 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 BOOK_VENV := .venv-book
 
+# make test CPU=avx2 (reproduce, bench): as a CPU without AVX-512 and bf16 would compute.
+ifeq ($(CPU),avx2)
+export ATEN_CPU_CAPABILITY := avx2
+export ONEDNN_MAX_CPU_ISA := AVX2
+else ifneq ($(CPU),)
+$(error CPU can be avx2, or left out for what this machine has)
+endif
+
 .PHONY: setup reproduce bench test lint lab book clean help
 
 help:
 	@echo "make reproduce  set up .venv and run every notebook on the embedded data into results/quick"
 	@echo "make bench      time every part of a score and its rivals (a quarter of an hour) into results/reference"
 	@echo "make test       set up .venv and run the tests (notebooks included)"
+	@echo "                CPU=avx2 behind any of these three: as a CPU without AVX-512 and bf16 would compute"
 	@echo "make lab        open JupyterLab on the notebooks"
 	@echo "make book       build the executed notebooks as a site, book/_build/html (BOOK=quick: of that run alone)"
 	@echo "make lint       ruff on code and notebooks, and no outputs in notebooks"

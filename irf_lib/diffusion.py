@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import astuple, dataclass
@@ -257,15 +258,28 @@ def unpack_history(packed: Tensor) -> list[TrainStep]:
     return [TrainStep(int(step), *rest) for step, *rest in packed.tolist()]
 
 
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """``auto`` -> bf16 where the device computes in it natively, else fp32."""
-    if precision == "auto":
-        if device.type == "cuda":
-            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-        if device.type == "cpu":
-            return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
-        return "fp32"
-    return precision
+def computes_in_bf16(device: torch.device | str) -> bool:
+    """Whether bf16 is native to the device, and no emulation that costs more than fp32.
+
+    A CPU needs AVX512_BF16, and torch must be allowed to use it: ATEN_CPU_CAPABILITY=avx2 makes any CPU an AVX2 one.
+    """
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if kind == "cpu":
+        return torch.cpu._is_avx512_bf16_supported() and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return False
+
+
+def resolve_precision(precision: str, device: torch.device | str) -> str:
+    """``auto`` -> bf16 where the device computes in it natively, else fp32.
+
+    A device that does not compute in bf16 takes fp32 in its place, and a warning says so.
+    """
+    native = computes_in_bf16(device)
+    if precision == "bf16" and not native:
+        warnings.warn(f"{torch.device(device).type} does not compute in bf16 here; fp32 takes its place.", stacklevel=1)
+    return "bf16" if native and precision != "fp32" else "fp32"
 
 
 def timestep_probabilities(denoiser: nn.Module, importance: float) -> Tensor:
@@ -309,11 +323,58 @@ def ddpm_loss(
     return (error if weight is None else weight * error).mean()
 
 
+class Muon(torch.optim.Optimizer):
+    """:class:`torch.optim.Muon`, whose orthogonalisation runs in ``dtype``; with bf16 the two are equal bit for bit.
+
+    Torch's own is in bf16 everywhere, and a CPU that emulates bf16 is thirty times slower in it than in fp32. Every
+    parameter is a matrix (m, n). Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks".
+    """
+
+    def __init__(
+        self, params, lr: float, weight_decay: float = 0.1, momentum: float = 0.95, dtype: torch.dtype = torch.bfloat16
+    ):
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        self.dtype = dtype  # in no group: a checkpoint must not carry it to another device
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """One Nesterov step with decoupled weight decay."""
+        for group in self.param_groups:
+            lr, momentum = group["lr"], group["momentum"]
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(parameter.grad)
+                buffer = state["momentum_buffer"]
+                buffer.lerp_(parameter.grad, 1 - momentum)
+                update = orthogonalised(parameter.grad.lerp(buffer, momentum).to(self.dtype))
+                parameter.mul_(1 - lr * group["weight_decay"])
+                rows, columns = parameter.shape
+                parameter.add_(update, alpha=-lr * math.sqrt(max(1, rows / columns)))
+
+
+def orthogonalised(matrix: Tensor) -> Tensor:
+    """Nearly U V^T of the singular value decomposition U S V^T of ``matrix`` (m, n), in its dtype.
+
+    Five steps of a quintic Newton-Schulz iteration, with torch's coefficients: they push all singular values near 1.
+    """
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if tall else matrix
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(5):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    return x.T if tall else x
+
+
 def build_optimizers(denoiser: nn.Module, settings: TrainSettings) -> list[torch.optim.Optimizer]:
     """AdamW for every parameter; or, with ``optimizer`` muon, Muon for the hidden matrices and AdamW for the rest.
 
     Muon makes each update of a matrix orthogonal (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural
-    networks"; Liu et al. 2025, arXiv 2502.16982). PyTorch's own, on any module with ``hidden_matrices()``.
+    networks"; Liu et al. 2025, arXiv 2502.16982), in the precision that the device computes in. Any module with
+    ``hidden_matrices()`` gets it.
     """
     hidden = denoiser.hidden_matrices() if settings.optimizer == "muon" and hasattr(denoiser, "hidden_matrices") else []
     chosen = {id(weight) for weight in hidden}
@@ -321,7 +382,8 @@ def build_optimizers(denoiser: nn.Module, settings: TrainSettings) -> list[torch
     adamw = torch.optim.AdamW(rest, lr=settings.lr, weight_decay=settings.weight_decay, betas=(0.9, 0.99))
     if not hidden:
         return [adamw]
-    return [adamw, torch.optim.Muon(hidden, lr=settings.muon_lr, weight_decay=settings.weight_decay)]
+    dtype = torch.bfloat16 if computes_in_bf16(hidden[0].device) else torch.float32
+    return [adamw, Muon(hidden, lr=settings.muon_lr, weight_decay=settings.weight_decay, dtype=dtype)]
 
 
 class Processes:

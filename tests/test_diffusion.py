@@ -180,6 +180,48 @@ def test_muon_takes_the_hidden_matrices_and_adamw_the_rest():
     assert len(diffusion.build_optimizers(build_denoiser("unet", 8, 4, 16, 2, 0), SETTINGS)) == 1
 
 
+@pytest.mark.parametrize("shape", [(64, 192), (192, 64), (64, 64)])
+def test_muon_in_bf16_is_torchs(shape):
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(shape, generator=generator)
+    ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    options = {"lr": 0.05, "weight_decay": 0.01}
+    pairs = [(ours, diffusion.Muon([ours], **options)), (theirs, torch.optim.Muon([theirs], **options))]
+    schedulers = [torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, 1, 5) for _, optimizer in pairs]
+    for _ in range(8):
+        gradient = torch.randn(shape, generator=generator)
+        for (parameter, optimizer), scheduler in zip(pairs, schedulers, strict=True):
+            parameter.grad = gradient.clone()
+            optimizer.step()
+            scheduler.step()
+        assert torch.equal(ours, theirs) and not torch.equal(ours, start)
+    states = [optimizer.state_dict()["state"] for _, optimizer in pairs]
+    assert states[0].keys() == states[1].keys() and states[0][0].keys() == states[1][0].keys()
+
+
+def test_muon_orthogonalises_in_the_precision_that_the_device_computes_in(monkeypatch):
+    for native, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(diffusion, "computes_in_bf16", lambda device, native=native: native)
+        assert diffusion.build_optimizers(tiny(), SETTINGS)[1].dtype == dtype
+    matrix = torch.randn(64, 192, generator=torch.Generator().manual_seed(0))
+    exact = diffusion.orthogonalised(matrix)
+    s = torch.linalg.svdvals(exact)
+    assert exact.dtype == torch.float32 and s.min() > 0.6 and s.max() < 1.3
+    coarse = diffusion.orthogonalised(matrix.bfloat16())
+    assert coarse.dtype == torch.bfloat16 and (coarse - exact).norm() < 0.03 * exact.norm()
+
+
+def test_bf16_is_for_devices_that_compute_in_it(monkeypatch, recwarn):
+    for flag, capability, native in ((True, "AVX512", True), (True, "AVX2", False), (False, "AVX512", False)):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda flag=flag: flag)
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
+        assert diffusion.resolve_precision("auto", torch.device("cpu")) == ("bf16" if native else "fp32")
+        assert diffusion.resolve_precision("fp32", torch.device("cpu")) == "fp32"
+        assert not recwarn.list
+    with pytest.warns(UserWarning, match="^cpu does not compute in bf16 here; fp32 takes its place.$"):
+        assert diffusion.resolve_precision("bf16", torch.device("cpu")) == "fp32"
+
+
 def test_ema_follows_the_length_of_the_run():
     assert TrainSettings(steps=100).ema_decay == pytest.approx(0.9)
     assert TrainSettings(steps=10_000).ema_decay == pytest.approx(0.999)
@@ -195,7 +237,8 @@ def test_settings_refuse_unknown_names_and_values():
             TrainSettings(**wrong)
 
 
-def test_bf16_on_the_cpu_is_close_to_fp32():
+def test_bf16_on_the_cpu_is_close_to_fp32(monkeypatch):
+    monkeypatch.setattr(diffusion, "computes_in_bf16", lambda device: True)  # emulated, where it is not native
     wide = tiny()
     list(train(wide, X0, SETTINGS, 0))
     narrow = tiny()
