@@ -5,25 +5,25 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 BOOK_VENV := .venv-book
 
-# make test CPU=avx2 (reproduce, bench): as a CPU without AVX-512 and bf16 would compute.
+# CPU=avx2: torch and oneDNN use no instruction beyond AVX2, and so no bf16, whatever this machine could do.
 ifeq ($(CPU),avx2)
 export ATEN_CPU_CAPABILITY := avx2
 export ONEDNN_MAX_CPU_ISA := AVX2
 else ifneq ($(CPU),)
-$(error CPU can be avx2, or left out for what this machine has)
+$(error CPU=$(CPU) is unknown; there is CPU=avx2)
 endif
 
 .PHONY: setup reproduce bench test lint lab book clean help
 
 help:
 	@echo "make reproduce  set up .venv and run every notebook on the embedded data into results/quick"
-	@echo "make bench      time every part of a score and its rivals (a quarter of an hour) into results/reference"
+	@echo "make bench      time every part of a score and its rivals (a quarter of an hour) into results/bench"
 	@echo "make test       set up .venv and run the tests (notebooks included)"
-	@echo "                CPU=avx2 behind any of these three: as a CPU without AVX-512 and bf16 would compute"
 	@echo "make lab        open JupyterLab on the notebooks"
 	@echo "make book       build the executed notebooks as a site, book/_build/html (BOOK=quick: of that run alone)"
 	@echo "make lint       ruff on code and notebooks, and no outputs in notebooks"
 	@echo "make clean      remove .venv, caches, results/quick and the book"
+	@echo "reproduce, bench and test take CPU=avx2: as a CPU without AVX-512 and bf16 would do it"
 
 setup: $(READY)
 
@@ -39,10 +39,10 @@ $(READY): requirements.lock pyproject.toml
 	@touch $(READY)
 
 reproduce: setup
-	$(BIN)/python -m irf_lib run --preset quick
+	$(BIN)/python -m irf_lib run quick
 
 bench: setup
-	$(BIN)/python -m irf_lib run --preset reference --only 12 --force
+	$(BIN)/python -m irf_lib notebook 12 -p preset=reference -p out=results/bench
 
 # A process for each core, each with one thread; the tests of one file stay together, because they share what they made.
 test: setup
@@ -53,8 +53,9 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/nbstripout --verify --keep-id $(sort $(wildcard notebooks/*.ipynb))
 
+# Jupyter refuses to serve as root, which is what one is in a container, unless it is told.
 lab: setup
-	$(BIN)/jupyter lab --notebook-dir=. notebooks/00_start_here.ipynb
+	$(BIN)/jupyter lab --notebook-dir=. $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/00_start_here.ipynb
 
 # An environment of its own: the book's tools and the project's would pin each other.
 $(BOOK_VENV)/.ready: book/requirements.txt
@@ -62,8 +63,10 @@ $(BOOK_VENV)/.ready: book/requirements.txt
 	$(BOOK_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r book/requirements.txt
 	@touch $@
 
+# Every warning is an error, a link that leads nowhere included.
 book: $(BOOK_VENV)/.ready
-	$(BOOK_VENV)/bin/python book/build.py $(BOOK)
+	$(BOOK_VENV)/bin/python book/pages.py $(BOOK)
+	$(BOOK_VENV)/bin/jupyter-book build book/_build/source --path-output book -W -n --keep-going -q
 
 clean:
-	rm -rf $(VENV) $(BOOK_VENV) book/_build .cache .pytest_cache .ruff_cache data/textures results/quick
+	rm -rf $(VENV) $(BOOK_VENV) book/_build .cache .pytest_cache .ruff_cache .snakemake data/textures results/quick

@@ -1,18 +1,39 @@
 """One-step diffusion anomaly detection with inverse residual fields: an independent reproduction of OSD-IRF.
 
-The house, floors from the top (nothing imports upward; a test holds the list):
-
-    __main__.py    train.py                         the command line; training on several processes
-    runner.py                                       notebooks through papermill
-    runs.py                                         a results folder: detectors, tables, figures, provenance
-    benchmark.py    inspection.py    explorer.py    what it costs; one's own parts; one reading at a time
-    timesteps.py    baselines.py                    a network read at many t; what to compare with
-    detector.py                                     fit / score / save
-    scorer.py    folding.py    feature_store.py     the fast path; feature maps on disk
-    embedded.py    downloads.py                     the textures as files; public data sets by name
-    datasets.py    diffusion.py    summary.py       what images are; the DDPM; means and differences over seeds
-    irf.py  scoring.py  metrics.py  features.py  textures.py  cutpaste.py  invariance.py  normality.py  plots.py
-    storage.py  resampling.py  stages.py            whole files or none; intervals; what there is to run
+from irf_lib import Detector, Reading, Settings, evaluate, irf
 """
 
-__version__ = "0.1.0"
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .detector import Detector
+    from .metrics import evaluate
+    from .settings import Reading, Settings
+
+__version__ = "0.2.0"
+__all__ = ["Detector", "Reading", "Settings", "evaluate", "irf"]
+
+# The house, floors from the ground up: a file imports from lower floors only. Tests hold the list.
+FLOORS = (
+    ("files", "irf", "metrics", "networks.muon"),  # whole files; the equations; exact metrics; an optimiser
+    ("data.images", "scoring", "networks.backbones", "diffusion"),  # pixels; densities; frozen backbones; the DDPM
+    ("conformal", "networks.denoisers", "data.layouts", "data.textures"),  # verdicts; DiT, UNet; data sets
+    ("settings", "networks.fast", "data.texture_defects", "data.public", "data.cache"),  # what a detector is made of
+    ("saved", "data.embedded"),  # a detector as a file; the textures as files
+    ("detector",),  # fit, read, save: the one pipeline
+    ("studies",),  # what is asked of a detector: invariance, normality, rivals, speed; tables, claims, figures
+    ("run",),  # presets, results folders and provenance, one's own parts, notebooks
+    ("__main__",),  # the command line
+)
+
+
+_HOMES = {"Detector": "detector", "Settings": "settings", "Reading": "settings", "evaluate": "metrics", "irf": "irf"}
+
+
+def __getattr__(name: str):
+    """What is named above is imported when it is first used: torch and scikit-learn take seconds."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = import_module(f".{_HOMES[name]}", __name__)
+    return home if name == "irf" else getattr(home, name)

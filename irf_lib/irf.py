@@ -79,14 +79,12 @@ def inversion_step(x_t: Tensor, eps_hat: Tensor, t: int, s: int, abar: Tensor) -
 
 def residual_a(x_s: Tensor, x_t: Tensor, t: int, s: int, abar: Tensor) -> Tensor:
     """A = (x_s - a x_t) / b: equals eps_theta(x_t, t)."""
-    a, b = inversion_coefficients(t, s, abar)
-    return (x_s - a * x_t) / b
+    return residual_b(x_s, x_t, t, s, abar) / inversion_coefficients(t, s, abar)[1]
 
 
 def residual_b(x_s: Tensor, x_t: Tensor, t: int, s: int, abar: Tensor) -> Tensor:
     """B = x_s - a x_t: equals b eps_theta(x_t, t)."""
-    a, _ = inversion_coefficients(t, s, abar)
-    return x_s - a * x_t
+    return x_s - inversion_coefficients(t, s, abar)[0] * x_t
 
 
 def residual_c(x_s: Tensor, x_t: Tensor, t: int, s: int, abar: Tensor) -> Tensor:
@@ -139,11 +137,10 @@ def inversion_path(
     if any(s <= t for t, s in pairwise(timesteps)):
         raise ValueError(f"timesteps must increase along an inversion path, got {list(timesteps)}")
     path = []
-    for i, t in enumerate(timesteps):
+    for t, s in pairwise([*timesteps, None]):
         field = inverse_residual_field(denoiser, x, t, abar)
         path.append((x, field))
-        if i + 1 < len(timesteps):
-            x = inversion_step(x, field, t, timesteps[i + 1], abar)
+        x = x if s is None else inversion_step(x, field, t, s, abar)
     return path
 
 

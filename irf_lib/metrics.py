@@ -16,8 +16,6 @@ import numpy as np
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-from .resampling import bootstrap_counts, percentile_interval
-
 IMAGE_METRICS = ("I-AUROC", "I-AP", "I-F1max")
 PIXEL_METRICS = ("P-AUROC", "P-AP", "P-F1max", "AUPRO")
 METRICS = IMAGE_METRICS + PIXEL_METRICS
@@ -61,72 +59,10 @@ def evaluate(
     return result
 
 
-def representative_examples(scores: np.ndarray, labels: np.ndarray) -> dict[str, int]:
-    """Which images to show: rank -> index of the highest, the median and the lowest scoring anomalous image, and of the
-    highest scoring good one. A rule instead of an eye, so that failures are shown as well as successes.
-
-    scores: (N,), labels: (N,) bool, with at least one image of each kind.
-    """
-    scores, labels = np.asarray(scores), np.asarray(labels).astype(bool)
-    order = np.argsort(scores, kind="stable")
-    bad, good = order[labels[order]], order[~labels[order]]
-    picks = {"highest": bad[-1], "median": bad[len(bad) // 2], "lowest": bad[0], "good: highest": good[-1]}
-    return {rank: int(index) for rank, index in picks.items()}
-
-
 def f1_max(labels: np.ndarray, scores: np.ndarray) -> float:
     """The largest F1 over all thresholds; labels (N,) bool, scores (N,)."""
     precision, recall, _ = precision_recall_curve(labels, scores)
     return float(np.max(2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny)))
-
-
-def auroc_interval(
-    scores: np.ndarray, labels: np.ndarray, seed: int, level: float = 0.95, n_resamples: int = 1000
-) -> tuple[float, float, float]:
-    """AUROC with a percentile bootstrap interval over images: (value, low, high).
-
-    Good and anomalous images are drawn apart, so that every resample has both. NaN three times where one is missing.
-    Where the two are separated perfectly no resample differs, and the interval has no width: that is no certainty.
-    Raises ValueError for scores that are not finite.
-    """
-    labels = np.asarray(labels).astype(bool)
-    if labels.all() or not labels.any():
-        return math.nan, math.nan, math.nan
-    return _mean_over_pairs(_wins(scores, labels), seed, level, n_resamples)
-
-
-def auroc_difference_interval(
-    scores: np.ndarray, others: np.ndarray, labels: np.ndarray, seed: int, level: float = 0.95, n_resamples: int = 1000
-) -> tuple[float, float, float]:
-    """AUROC of ``scores`` minus AUROC of ``others`` on the same images, with a *paired* bootstrap interval over images.
-
-    Every resample draws the same images for both, so what makes an image hard for both cancels. Scores are (N,), or (S,
-    N) for S training seeds: then the difference is the mean over seeds, and every resample draws the same images for
-    all of them. As :func:`auroc_interval` otherwise.
-    """
-    labels = np.asarray(labels).astype(bool)
-    if labels.all() or not labels.any():
-        return math.nan, math.nan, math.nan
-    runs = zip(np.atleast_2d(scores), np.atleast_2d(others), strict=True)
-    pairs = np.mean([_wins(ours, labels) - _wins(theirs, labels) for ours, theirs in runs], axis=0)
-    return _mean_over_pairs(pairs, seed, level, n_resamples)
-
-
-def _wins(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    # AUROC is the mean over pairs of [anomalous > good] + [equal] / 2: one table of pairs serves every resample.
-    scores = np.asarray(scores, dtype=np.float64)
-    _require_finite("image scores", scores)
-    good, anomalous = scores[~labels], scores[labels]
-    return (anomalous[:, None] > good) + 0.5 * (anomalous[:, None] == good)
-
-
-def _mean_over_pairs(pairs: np.ndarray, seed: int, level: float, n_resamples: int) -> tuple[float, float, float]:
-    rng = np.random.default_rng(seed)
-    rows = bootstrap_counts(len(pairs), n_resamples, rng)
-    columns = bootstrap_counts(pairs.shape[1], n_resamples, rng)
-    resampled = np.einsum("ri,ij,rj->r", rows, pairs, columns, optimize=True) / pairs.size
-    low, high = percentile_interval(resampled, level)
-    return float(pairs.mean()), float(low), float(high)
 
 
 def pixel_metrics(maps: np.ndarray, masks: np.ndarray, fpr_limit: float = FPR_LIMIT) -> dict[str, float]:

@@ -1,22 +1,20 @@
-"""From a field to a verdict: Gaussian density, anomaly map, image score, conformal threshold and p-value.
+"""From a field to a score: Gaussian densities, anomaly map, image score.
 
 Fields are (N, C, s, s). A density gives the negative log-likelihood (nll, in nats) of the C-vector at each location,
 (N, s, s); high means anomalous. Nothing here ever sees a test set's statistics.
 
 Every density is fitted by ``fit(fields, estimate)`` and read by ``nll(fields, estimate)``, where ``estimate`` (N, C, s,
 s) is the network's denoised estimate that belongs to the fields. Only :class:`LocalScaleGaussian` looks at it, as its
-``reads_estimate`` says.
+``reads_estimate`` says. A new density is one class like these, which may be passed in place of a name.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 LOG_2PI = math.log(2 * math.pi)
@@ -27,77 +25,66 @@ def location_vectors(fields: Tensor) -> Tensor:
     return fields.permute(0, 2, 3, 1).reshape(-1, fields.shape[1])
 
 
-# --- densities: each is fitted on normal fields and is a plain container of tensors -----------------------------
+# --- densities: each is fitted on normal fields; what it learnt are its buffers ----------------------------------
 
 
-@dataclass(frozen=True)
-class StandardNormal:
-    """N(0, I): what the forward process's noise is, and what an ideal noise estimate of normal data would be."""
+class Density(nn.Module):
+    """Base: what ``fit`` learnt are buffers; ``nll`` gives -log density at each location, (N, C, s, s) -> (N, s, s)."""
 
     reads_estimate: ClassVar[bool] = False
 
+    def __init__(self, **buffers: Tensor):
+        super().__init__()
+        for name, value in buffers.items():
+            self.register_buffer(name, value)
+
+
+class StandardNormal(Density):
+    """N(0, I): what the forward process's noise is, and what an ideal noise estimate of normal data would be."""
+
     @classmethod
-    def fit(cls, fields: Tensor, estimate: Tensor | None = None, shrinkage: float = 0.0) -> StandardNormal:
+    def fit(cls, fields: Tensor, estimate: Tensor | None = None, shrinkage: float = 0.0) -> Self:
         return cls()
 
     def nll(self, fields: Tensor, estimate: Tensor | None = None) -> Tensor:
-        """-log N(z; 0, I) = (|z|^2 + C log 2 pi) / 2 at each location; (N, C, s, s) -> (N, s, s)."""
+        """-log N(z; 0, I) = (|z|^2 + C log 2 pi) / 2 at each location."""
         return 0.5 * (fields.square().sum(dim=1) + fields.shape[1] * LOG_2PI)
 
 
-@dataclass(frozen=True)
-class DiagonalGaussian:
+class DiagonalGaussian(Density):
     """N(mu, diag(var)), one for all locations. ``mean`` and ``var``: (1, C, 1, 1)."""
 
-    reads_estimate: ClassVar[bool] = False
-    mean: Tensor
-    var: Tensor
-
     @classmethod
-    def fit(cls, fields: Tensor, estimate: Tensor | None = None, shrinkage: float = 1e-3) -> DiagonalGaussian:
+    def fit(cls, fields: Tensor, estimate: Tensor | None = None, shrinkage: float = 1e-3) -> Self:
         var, mean = torch.var_mean(fields, dim=(0, 2, 3), keepdim=True)
-        return cls(mean, _shrunk_variance(var, shrinkage))
+        return cls(mean=mean, var=_shrunk_variance(var, shrinkage))
 
     def nll(self, fields: Tensor, estimate: Tensor | None = None) -> Tensor:
         return 0.5 * ((fields - self.mean).square() / self.var + self.var.log() + LOG_2PI).sum(dim=1)
 
 
-@dataclass(frozen=True)
-class LocationGaussian:
+class LocationGaussian(DiagonalGaussian):
     """N(mu_ij, diag(var_ij)), one for each location: for parts that always lie the same way.
 
     ``mean`` and ``var``: (1, C, s, s). Each variance is drawn towards the one of all locations, because N images give
     only N samples a location.
     """
 
-    reads_estimate: ClassVar[bool] = False
-    mean: Tensor
-    var: Tensor
-
     @classmethod
-    def fit(cls, fields: Tensor, estimate: Tensor | None = None, shrinkage: float = 0.1) -> LocationGaussian:
+    def fit(cls, fields: Tensor, estimate: Tensor | None = None, shrinkage: float = 0.1) -> Self:
         var, mean = torch.var_mean(fields, dim=0, keepdim=True, correction=0)
         pooled = var.mean(dim=(2, 3), keepdim=True)
-        return cls(mean, _shrunk_variance((1 - shrinkage) * var + shrinkage * pooled, 1e-3))
-
-    def nll(self, fields: Tensor, estimate: Tensor | None = None) -> Tensor:
-        return 0.5 * ((fields - self.mean).square() / self.var + self.var.log() + LOG_2PI).sum(dim=1)
+        return cls(mean=mean, var=_shrunk_variance((1 - shrinkage) * var + shrinkage * pooled, 1e-3))
 
 
-@dataclass(frozen=True)
-class FullGaussian:
+class FullGaussian(Density):
     """N(mu, S), one for all locations: nll is half the squared Mahalanobis distance plus a constant.
 
     ``mean``: (C,), ``whitener``: (C, C) = L^-1 with S = L L^T, ``log_det``: () = log |S|.
     """
 
-    reads_estimate: ClassVar[bool] = False
-    mean: Tensor
-    whitener: Tensor
-    log_det: Tensor
-
     @classmethod
-    def fit(cls, fields: Tensor, estimate: Tensor | None = None, shrinkage: float = 1e-3) -> FullGaussian:
+    def fit(cls, fields: Tensor, estimate: Tensor | None = None, shrinkage: float = 1e-3) -> Self:
         """S is shrunk towards its mean variance: (1 - shrinkage) S + shrinkage tr(S)/C I, in float64."""
         z = location_vectors(fields).double()
         mean = z.mean(dim=0)
@@ -108,7 +95,7 @@ class FullGaussian:
         cholesky = torch.linalg.cholesky(cov)
         whitener = torch.linalg.solve_triangular(cholesky, torch.eye(len(cov), dtype=cov.dtype), upper=False)
         log_det = 2 * cholesky.diagonal().log().sum()
-        return cls(mean.to(fields.dtype), whitener.to(fields.dtype), log_det.to(fields.dtype))
+        return cls(mean=mean.to(fields), whitener=whitener.to(fields), log_det=log_det.to(fields))
 
     def squared_distance(self, fields: Tensor) -> Tensor:
         """The squared Mahalanobis distance at each location; (N, C, s, s) -> (N, s, s)."""
@@ -119,26 +106,19 @@ class FullGaussian:
         return 0.5 * (self.squared_distance(fields) + self.log_det + fields.shape[1] * LOG_2PI)
 
 
-@dataclass(frozen=True)
-class LocalScaleGaussian:
+class LocalScaleGaussian(FullGaussian):
     """N(mu, v(h) S): a full covariance whose scale v depends on the content h of the location.
 
     h is the network's denoised estimate there, so it comes from the same evaluation, and a defect that the network
     removes does not raise its own allowance. log v is linear in h and h^2 (cut at 25): a heteroscedastic regression in
     the manner of Harvey 1976 (Econometrica 44), here by ridge on the log squared distance, with v then scaled so that
-    the mean squared distance is C. ``mean`` (C,), ``whitener`` (C, C), ``log_det`` () as in :class:`FullGaussian`;
-    ``weights`` (2 C,) and ``bias`` () give log v.
+    the mean squared distance is C. ``weights`` (2 C,) and ``bias`` () give log v.
     """
 
-    reads_estimate: ClassVar[bool] = True
-    mean: Tensor
-    whitener: Tensor
-    log_det: Tensor
-    weights: Tensor
-    bias: Tensor
+    reads_estimate = True
 
     @classmethod
-    def fit(cls, fields: Tensor, estimate: Tensor, shrinkage: float = 1e-3, ridge: float = 1e-3) -> LocalScaleGaussian:
+    def fit(cls, fields: Tensor, estimate: Tensor, shrinkage: float = 1e-3, ridge: float = 1e-3) -> Self:
         """``ridge`` is relative to the variance of each regressor. The intercept is not penalised: a penalty on it
         would make the score depend on the units of v."""
         full = FullGaussian.fit(fields, shrinkage=shrinkage)
@@ -153,11 +133,12 @@ class LocalScaleGaussian:
         sd = cov.diagonal().clamp_min(0).sqrt() + 1e-6
         gram = cov / torch.outer(sd, sd) + ridge * torch.eye(len(sd), dtype=cov.dtype)
         weights = torch.linalg.solve(gram, (cross / count - centre * mean_y) / sd) / sd
-        unscaled = cls(
-            full.mean, full.whitener, full.log_det, weights.to(fields), (mean_y - centre @ weights).to(fields)
+        fitted = cls(
+            **dict(full.named_buffers()), weights=weights.to(fields), bias=(mean_y - centre @ weights).to(fields)
         )
-        surplus = (target - unscaled.log_scale(estimate)).exp().mean().log()
-        return replace(unscaled, bias=(unscaled.bias + surplus).to(fields))
+        surplus = (target - fitted.log_scale(estimate)).exp().mean().log()
+        fitted.bias += surplus.to(fields)
+        return fitted
 
     def log_scale(self, estimate: Tensor) -> Tensor:
         """log v(h) at each location; (N, C, s, s) -> (N, s, s)."""
@@ -168,8 +149,8 @@ class LocalScaleGaussian:
 
     def nll(self, fields: Tensor, estimate: Tensor) -> Tensor:
         log_v, channels = self.log_scale(estimate), fields.shape[1]
-        squared = FullGaussian(self.mean, self.whitener, self.log_det).squared_distance(fields)
-        return 0.5 * (squared / log_v.exp() + channels * log_v + self.log_det + channels * LOG_2PI)
+        squared = self.squared_distance(fields) / log_v.exp()
+        return 0.5 * (squared + channels * log_v + self.log_det + channels * LOG_2PI)
 
 
 def _content(estimate: Tensor) -> Tensor:
@@ -188,7 +169,6 @@ def _shrunk_variance(var: Tensor, shrinkage: float) -> Tensor:
     return (1 - shrinkage) * var + shrinkage * var.mean(dim=1, keepdim=True).clamp_min(floor)
 
 
-Density = StandardNormal | DiagonalGaussian | LocationGaussian | FullGaussian | LocalScaleGaussian
 DENSITIES: dict[str, type[Density]] = {
     "standard": StandardNormal,
     "diagonal": DiagonalGaussian,
@@ -196,6 +176,11 @@ DENSITIES: dict[str, type[Density]] = {
     "location": LocationGaussian,
     "local": LocalScaleGaussian,
 }
+
+
+def density_class(density: str | type[Density]) -> type[Density]:
+    """The class of a name in DENSITIES; a class is returned as it is."""
+    return DENSITIES[density] if isinstance(density, str) else density
 
 
 # --- anomaly map and image score --------------------------------------------------------------------------------
@@ -219,36 +204,3 @@ def image_score(nll: Tensor, rule: str = "top10") -> Tensor:
     if rule.startswith("top") and rule[3:].isdigit() and int(rule[3:]) > 0:
         return flat.topk(min(int(rule[3:]), flat.shape[1]), dim=1).values.mean(dim=1)
     raise ValueError(f"unknown image score {rule!r}; known: max, mean, spread, top<k> such as top10")
-
-
-# --- the decision: split conformal, one-sided -------------------------------------------------------------------
-
-
-def conformal_threshold(calibration: np.ndarray, alpha: float) -> float:
-    """The ceil((n + 1)(1 - alpha))-th smallest of n held-out normal scores; flag an image if its score is above it.
-
-    If calibration and future normal images are exchangeable, a normal image is flagged with probability at most
-    alpha, whatever the scores' distribution and for every n (Vovk et al. 2005; Lei et al. 2018, Theorem 2.2). With
-    n < 1/alpha - 1 no finite threshold can promise that, and the answer is +inf. Raises ValueError unless 0 < alpha < 1
-    and all scores are finite.
-    """
-    scores = np.sort(_finite(calibration))
-    if not 0 < alpha < 1:
-        raise ValueError(f"alpha is a false-alarm rate between 0 and 1, got {alpha}")
-    # As a float, (n + 1)(1 - alpha) can land just above an integer, as 90 * (1 - 0.3) does above 63: round first.
-    rank = math.ceil(round((len(scores) + 1) * (1 - alpha), 9))
-    return float(scores[rank - 1]) if rank <= len(scores) else math.inf
-
-
-def conformal_p_values(calibration: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """p = (1 + #{calibration >= score}) / (n + 1), in (0, 1]; p <= alpha exactly where the threshold is exceeded."""
-    ordered = np.sort(_finite(calibration))
-    at_least = len(ordered) - np.searchsorted(ordered, _finite(scores), side="left")
-    return (1 + at_least) / (len(ordered) + 1)
-
-
-def _finite(scores: np.ndarray) -> np.ndarray:
-    scores = np.asarray(scores, dtype=np.float64).ravel()
-    if not np.isfinite(scores).all():
-        raise ValueError(f"{int((~np.isfinite(scores)).sum())} of {len(scores)} scores are not finite")
-    return scores

@@ -1,0 +1,39 @@
+"""Lay out the book's pages in book/_build/source for jupyter-book: python book/pages.py [RUN ...].
+
+A notebook is shown as the first of the runs (folders of results/) left it, first category and seed; else without.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+import nbformat
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE = ROOT / "book" / "_build" / "source"
+NEEDED = ("README.md", "CITATION.cff", "LICENSE", "data", "irf_lib", "results", "workflow")
+
+
+def executed(name: str, runs) -> Path | None:
+    """The executed copy to show; one without provenance is of a layout before this one, and is left out."""
+    copies = (copy for run in runs for copy in sorted((ROOT / "results" / run).glob(f"**/notebooks/{name}.ipynb")))
+    return next((copy for copy in copies if (copy.parents[1] / "provenance" / f"{name}.json").exists()), None)
+
+
+if __name__ == "__main__":
+    shutil.rmtree(SOURCE.parent, ignore_errors=True)  # a page whose source is gone must not stay
+    for folder in ("notebooks", "_static"):
+        (SOURCE / folder).mkdir(parents=True)
+    for name in NEEDED:  # linked where they lie in the repository, so that relative links hold
+        (SOURCE / name).symlink_to(ROOT / name)
+    for name in ("_config.yml", "_toc.yml", "_static/book.css"):
+        shutil.copy(ROOT / "book" / Path(name).name, SOURCE / name)
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        copy = executed(path.stem, sys.argv[1:] or ["reference", "quick"])
+        page = nbformat.read(copy or path, as_version=4)
+        page.metadata.pop("widgets", None)  # with them the page would fetch its widget code from elsewhere
+        for output in sum((cell.get("outputs", []) for cell in page.cells), []):
+            output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)  # its text stands beside it
+        origin = f"Outputs: {copy.parents[1].relative_to(ROOT)}." if copy else "No run here has executed this notebook."
+        page.cells.insert(1, nbformat.v4.new_markdown_cell(f"*{origin}*", id="origin"))
+        nbformat.write(page, SOURCE / "notebooks" / path.name)

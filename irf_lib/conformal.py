@@ -1,0 +1,113 @@
+"""From scores to verdicts: split conformal thresholds and p-values, from good images that were held out.
+
+If calibration and future good images are exchangeable, a good image is flagged with probability at most alpha, whatever
+the scores' distribution and for every n (Vovk et al. 2005; Lei et al. 2018, Theorem 2.2).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from torch import Tensor
+
+from .files import InputError
+from .scoring import anomaly_map
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a detector says of N images under one reading. Values are in nats; high is anomalous."""
+
+    nll: Tensor  # (N, s, s) on the CPU: -log density of the field at each location
+    scores: np.ndarray  # (N,) float64
+    calibration: np.ndarray  # (n,) scores of the held-out good images
+    image_size: int
+
+    @cached_property
+    def maps(self) -> np.ndarray:
+        """Anomaly maps (N, image_size, image_size) float32."""
+        return anomaly_map(self.nll, self.image_size).numpy()
+
+    @property
+    def p_values(self) -> np.ndarray:
+        """(N,) in (0, 1], conformal, each valid for one good image."""
+        return conformal_p_values(self.calibration, self.scores)
+
+    def threshold(self, alpha: float = 0.05) -> float:
+        """The conformal threshold at the false-alarm rate ``alpha``; +inf, with a warning, where the held-out images
+        cannot promise it. Raises ValueError unless 0 < alpha < 1."""
+        limit, n = conformal_threshold(self.calibration, alpha), len(self.calibration)
+        if math.isinf(limit):
+            least = math.ceil(1e4 / (n + 1)) / 1e4  # rounded up: what is printed here must work
+            warnings.warn(
+                f"a false-alarm rate of {alpha} needs {images_needed(alpha)[0]} held-out good images, there are {n}: "
+                f"nothing will be flagged. Fit on more images, or take an alpha of {least:g} or more.",
+                stacklevel=2,
+            )
+        return limit
+
+    def flagged(self, alpha: float = 0.05) -> np.ndarray:
+        """(N,) bool: which images are called defective; a good one is with probability at most ``alpha``."""
+        return self.scores > self.threshold(alpha)
+
+
+def calibration_split(n: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the images to fit on and of those held out for the threshold, both sorted; disjoint, covering 0..n-1.
+
+    The held-out part is ``share`` of them but at least 20 (the fewest that can promise a 5 % false-alarm rate is 19),
+    and never more than a third. Raises InputError for fewer than 3 images.
+    """
+    if n < 3:
+        raise InputError(f"fitting needs at least 3 good images, and about 20 to be of use; there are {n}. Add some.")
+    held_out = _held_out(n, share)
+    order = np.random.default_rng(seed).permutation(n)
+    return np.sort(order[held_out:]), np.sort(order[:held_out])
+
+
+def _held_out(n: int, share: float) -> int:
+    return min(max(round(share * n), 20), n // 3)
+
+
+def images_needed(alpha: float, share: float = 0.1) -> tuple[int, int]:
+    """(held-out images that a false-alarm rate of ``alpha`` needs, images in all whose split holds out so many).
+
+    No threshold from n held-out images can promise less than 1 / (n + 1).
+    """
+    needed = math.ceil(1 / alpha - 1 - 1e-9)
+    start = 3 * needed if needed <= 20 else max(3 * needed, math.floor((needed - 1) / share))
+    return needed, next(n for n in itertools.count(start) if _held_out(n, share) >= needed)
+
+
+def conformal_threshold(calibration: np.ndarray, alpha: float) -> float:
+    """The ceil((n + 1)(1 - alpha))-th smallest of n held-out normal scores; flag an image if its score is above it.
+
+    If calibration and future normal images are exchangeable, a normal image is flagged with probability at most
+    alpha, whatever the scores' distribution and for every n (Vovk et al. 2005; Lei et al. 2018, Theorem 2.2). With
+    n < 1/alpha - 1 no finite threshold can promise that, and the answer is +inf. Raises ValueError unless 0 < alpha < 1
+    and all scores are finite.
+    """
+    scores = np.sort(_finite(calibration))
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha is a false-alarm rate between 0 and 1, got {alpha}")
+    # As a float, (n + 1)(1 - alpha) can land just above an integer, as 90 * (1 - 0.3) does above 63: round first.
+    rank = math.ceil(round((len(scores) + 1) * (1 - alpha), 9))
+    return float(scores[rank - 1]) if rank <= len(scores) else math.inf
+
+
+def conformal_p_values(calibration: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """p = (1 + #{calibration >= score}) / (n + 1), in (0, 1]; p <= alpha exactly where the threshold is exceeded."""
+    ordered = np.sort(_finite(calibration))
+    at_least = len(ordered) - np.searchsorted(ordered, _finite(scores), side="left")
+    return (1 + at_least) / (len(ordered) + 1)
+
+
+def _finite(scores: np.ndarray) -> np.ndarray:
+    scores = np.asarray(scores, dtype=np.float64).ravel()
+    if not np.isfinite(scores).all():
+        raise ValueError(f"{int((~np.isfinite(scores)).sum())} of {len(scores)} scores are not finite")
+    return scores

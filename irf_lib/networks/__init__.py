@@ -1,0 +1,1 @@
+"""Networks: frozen backbones, denoisers, a denoiser at one timestep, and the optimiser that trains them."""

@@ -1,0 +1,176 @@
+"""Denoisers behind one call: diffusers' DiT and UNet, and the Gaussian optimum that they may start from.
+
+Contract: ``denoiser(x, t) -> eps``, x and eps (B, C, s, s) float, t (B,) long in 0..T-1. A new kind is one class with
+the constructor of :class:`DiT`, which may be passed in place of a name. diffusers takes seconds to import, so that is
+done when a network is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ..diffusion import T, alpha_bars
+from ..irf import Denoiser
+from ..scoring import location_vectors
+
+
+class DiT(nn.Module):
+    """diffusers' DiT: every ``patch`` x ``patch`` block of locations is a token. (B, C, s, s), (B,) -> (B, C, s, s)."""
+
+    def __init__(self, channels: int, size: int, width: int, depth: int, patch: int = 1):
+        from diffusers import DiTTransformer2DModel
+
+        super().__init__()
+        self.check(size, width, depth, patch)
+        self.net = DiTTransformer2DModel(
+            num_attention_heads=width // 64,
+            attention_head_dim=64,
+            in_channels=channels,
+            num_layers=depth,
+            sample_size=size,
+            patch_size=patch,
+            num_embeds_ada_norm=1,  # one class, always 0: the model is unconditional
+        )
+        for block in self.net.transformer_blocks:
+            # diffusers drops a tenth of the labels in training, from the global random state: a second "class" that
+            # scoring never sees, and a source of randomness outside our generator.
+            block.norm1.emb.class_embedder.dropout_prob = 0.0
+
+    @staticmethod
+    def check(size: int, width: int, depth: int, patch: int) -> None:
+        """Raises ValueError for sizes that a DiT cannot have; nothing is built."""
+        if width % 64:
+            raise ValueError(f"the DiT's width must be a multiple of its head size 64, got {width}")
+        if size % patch:
+            raise ValueError(f"the DiT's patch_size must divide feature_size, got {patch} and {size}")
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.net(x, timestep=t, class_labels=torch.zeros_like(t)).sample
+
+    @property
+    def last_layer(self) -> nn.Module:
+        return self.net.proj_out_2
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """The weights of attention and feed-forward layers: what Muon is for. Not the modulations and the two ends."""
+        layers = (
+            m for block in self.net.transformer_blocks for part in (block.attn1, block.ff) for m in part.modules()
+        )
+        return [layer.weight for layer in layers if isinstance(layer, nn.Linear)]
+
+
+class UNet(nn.Module):
+    """diffusers' UNet: ``depth`` resolutions, attention at the coarsest. Same contract as :class:`DiT`; no patches."""
+
+    def __init__(self, channels: int, size: int, width: int, depth: int, patch: int = 1):
+        from diffusers import UNet2DModel
+
+        super().__init__()
+        self.check(size, width, depth, patch)
+        self.net = UNet2DModel(
+            sample_size=size,
+            in_channels=channels,
+            out_channels=channels,
+            layers_per_block=2,
+            block_out_channels=tuple(width * min(i + 1, 2) for i in range(depth)),
+            down_block_types=("DownBlock2D",) * (depth - 1) + ("AttnDownBlock2D",),
+            up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * (depth - 1),
+            norm_num_groups=8,
+        )
+
+    @staticmethod
+    def check(size: int, width: int, depth: int, patch: int) -> None:
+        """Raises ValueError for sizes that a UNet cannot have; nothing is built."""
+        if width % 8 or size % 2 ** (depth - 1):
+            raise ValueError(
+                "the UNet's width must be a multiple of 8, and depth - 1 halvings must divide feature_size, "
+                f"got width {width}, depth {depth} and feature_size {size}"
+            )
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.net(x, t).sample
+
+    @property
+    def last_layer(self) -> nn.Module:
+        return self.net.conv_out
+
+
+class Preconditioned(nn.Module):
+    """A denoiser that starts at the closed-form optimum of a Gaussian and learns only the rest.
+
+        eps_theta(x, t) = sqrt(1 - abar_t) (abar_t S + (1 - abar_t) I)^{-1} (x - sqrt(abar_t) mu) + c_t F(x, t)
+
+    at every location, with mu and S the mean and covariance of the C-vectors of the training features, and c_t the
+    root-mean-square error that the Gaussian optimum leaves, so that F has targets of unit size at every t (the idea of
+    EDM's preconditioning, Karras et al. 2022, arXiv 2206.00364, with a Gaussian in place of a scalar). F's last layer
+    starts at zero: before training this *is* the Gaussian optimum, whose full-covariance score is (up to shrinkage) the
+    Mahalanobis distance of the features, the same at every t. So what an untrained one detects is no merit of the
+    diffusion model, and every table has it as a row of its own. The loss stays the plain DDPM loss on eps.
+    """
+
+    def __init__(self, net: nn.Module | None, channels: int):
+        super().__init__()
+        self.net = net  # None: the Gaussian optimum alone
+        if net is not None:
+            nn.init.zeros_(net.last_layer.weight)
+            nn.init.zeros_(net.last_layer.bias)
+        self.register_buffer("mu", torch.zeros(channels))
+        self.register_buffer("basis", torch.eye(channels))  # eigenvectors of S, in columns
+        self.register_buffer("gain", torch.zeros(T, channels))  # sqrt(1 - abar_t) / (abar_t s_i + 1 - abar_t)
+        self.register_buffer("rest", torch.ones(T))  # c_t
+        self.register_buffer("root_abar", alpha_bars().sqrt())
+
+    def fit_gaussian(self, x0: Tensor) -> None:
+        """Take mu and S from training features (N, C, s, s)."""
+        vectors = location_vectors(x0).double()
+        s, basis = torch.linalg.eigh(torch.cov(vectors.T))
+        abar = alpha_bars(dtype=torch.float64)[:, None]  # (T, 1)
+        noise_var = abar * s.clamp_min(0) + (1 - abar)  # (T, C)
+        error = 1 - ((1 - abar) / noise_var).mean(dim=1)  # (T,) mean squared, between 0 and 1
+        self.mu.copy_(vectors.mean(dim=0))
+        self.basis.copy_(basis)
+        self.gain.copy_((1 - abar).sqrt() / noise_var)
+        self.rest.copy_(error.clamp_min(1e-6).sqrt())
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """Those of its network."""
+        return self.net.hidden_matrices() if hasattr(self.net, "hidden_matrices") else []
+
+    def gaussian(self, x: Tensor, t: Tensor) -> Tensor:
+        """The first term alone: the Gaussian optimum at every location, with no network in it."""
+        with torch.autocast(x.device.type, enabled=False):  # a small matrix product that bf16 would make coarse
+            centred = x.float() - self.root_abar[t].view(-1, 1, 1, 1) * self.mu.view(1, -1, 1, 1)
+            rotated = torch.einsum("bchw,ck->bkhw", centred, self.basis) * self.gain[t][:, :, None, None]
+            return torch.einsum("bkhw,ck->bchw", rotated, self.basis)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        gaussian = self.gaussian(x, t)
+        return gaussian if self.net is None else gaussian + self.rest[t].view(-1, 1, 1, 1) * self.net(x, t)
+
+
+def gaussian_optimum(x0: Tensor, device: torch.device | str = "cpu") -> Denoiser:
+    """The best denoiser for a Gaussian with the mean and covariance of ``x0`` (N, C, s, s), location by location.
+
+    What a :class:`Preconditioned` network is before training: the rival that training has to beat.
+    """
+    model = Preconditioned(None, x0.shape[1])
+    model.fit_gaussian(x0)
+    return model.to(device)
+
+
+DENOISERS: dict[str, Callable[..., nn.Module]] = {"dit": DiT, "unet": UNet}
+
+
+def build_denoiser(
+    kind: str | Callable[..., nn.Module], channels: int, size: int, width: int, depth: int, seed: int, patch: int = 1
+) -> nn.Module:
+    """A denoiser with weights drawn from ``seed`` alone; the caller's global random state is left as it was.
+
+    ``kind`` is a name in DENOISERS, or a class of your own. Raises ValueError for sizes that the kind cannot have.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return (DENOISERS[kind] if isinstance(kind, str) else kind)(channels, size, width, depth, patch)

@@ -1,0 +1,1 @@
+"""Runs: presets, results folders with their provenance, the execution of notebooks, one's own parts."""

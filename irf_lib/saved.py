@@ -1,0 +1,84 @@
+"""A detector as one safetensors file, its settings as JSON in the header, under one hash."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from .diffusion import pack_history, unpack_history
+from .files import InputError, load_tensors, one_line, printable, save_tensors
+from .scoring import density_class
+from .settings import CUSTOM, Reading, Settings
+
+FORMAT = 2
+
+
+class SavedAsOneFile(nn.Module):
+    """Saving and loading, which :class:`detector.Detector` inherits."""
+
+    def save(self, path: Path, extra: dict | None = None) -> Path:
+        """Write one safetensors file: weights, statistics, the default reading's density and held-out values, and the
+        settings as JSON in its header; ``extra`` is kept there too. Returns ``path``."""
+        density, held_out = self._normal(self.reading)
+        tensors = {name: one for name, one in self.state_dict().items() if not name.startswith("backbone.")}
+        tensors |= {f"density.{name}": one for name, one in density.state_dict().items()}
+        tensors |= {"held_out_nll": held_out, "history": pack_history(self.history)}
+        tensors |= {name: torch.from_numpy(getattr(self, name)) for name in ("fit_index", "calibration_index")}
+        meta = {
+            "format": FORMAT,
+            "settings": self.settings.model_dump(),
+            "reading": self.reading.model_dump(),
+            "seed": self.seed,
+            "backbone_fingerprint": self.backbone.fingerprint(),
+            "train_seconds": self.train_seconds,
+            "extra": self.extra if extra is None else extra,
+        }
+        return save_tensors(path, tensors, meta)
+
+    @classmethod
+    def load(cls, path: Path, device: str = "auto", cache: Callable | None = None, **objects: Any) -> Self:
+        """The detector saved in ``path``; no hub is asked. ``objects`` (backbone, denoiser, density) stand in for those
+        of your own that it was made with. Raises InputError if the file is missing, damaged, foreign, of another
+        version, or was fitted on another backbone's features than this installation makes."""
+        tensors, meta = load_tensors(path)
+        shown, parts = printable(path), [meta.get("settings", {}), meta.get("reading", {})]
+        if meta.get("format") != FORMAT:
+            raise InputError(f"{shown} has format {meta.get('format')!r}, this version reads {FORMAT}; fit it again.")
+        for name, own in ((name, str(own)) for part in parts for name, own in part.items()):
+            if own.startswith(CUSTOM) and name not in objects:
+                raise InputError(f"{shown} was made with {own.removeprefix(CUSTOM)}: load(path, {name}=...) with it.")
+        settings, reading = (part | {name: one for name, one in objects.items() if name in part} for part in parts)
+        try:
+            self = cls(Settings(**settings), Reading(**reading), meta["seed"], device, cache, local_only=True)
+            if self.backbone.fingerprint() != meta["backbone_fingerprint"]:
+                raise InputError(f"{shown} was fitted on another {parts[0]['backbone']}; fit it again.")
+            self._restore(tensors, meta)
+        except InputError:
+            raise
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"{shown} is no detector of ours ({one_line(error)}); fit it again.") from None
+        return self
+
+    def _restore(self, tensors: dict[str, Tensor], meta: dict) -> None:
+        names = ("held_out_nll", "history", "fit_index", "calibration_index")
+        held_out, history, fit_index, calibration_index = (tensors.pop(name) for name in names)
+        names = [name for name in tensors if name.startswith("density.")]
+        density = {name.removeprefix("density."): tensors.pop(name) for name in names}
+        with torch.device("meta"):  # only the shapes: no memory, however large a file says that its network is
+            expected = {f"denoiser.{name}": one.shape for name, one in self.new_denoiser().state_dict().items()}
+        expected |= {"mean": self.mean.shape, "std": self.std.shape}
+        if expected != {name: one.shape for name, one in tensors.items()}:
+            raise ValueError("its tensors are not those of its settings")
+        if held_out.shape != (len(calibration_index), self.backbone.size, self.backbone.size):
+            raise ValueError("its held-out values do not fit its feature maps")
+        self.denoiser = self.new_denoiser().to(self.device).eval()
+        self.load_state_dict(tensors, strict=False)  # all but the backbone, which its fingerprint has checked
+        fitted = density_class(self.reading.density)(**density)
+        self._fitted[self.reading.t, self.reading.input, self.reading.density] = fitted, held_out
+        self.fit_index, self.calibration_index = fit_index.numpy(), calibration_index.numpy()
+        self.history, self.train_seconds = unpack_history(history), meta["train_seconds"]
+        self.extra = meta["extra"]

@@ -1,0 +1,88 @@
+"""Is the field the same at every timestep, and are the scores? Agreement between timesteps, with intervals over images.
+
+The claim ("the IRF holds for any neighbouring time step") can mean three things, from the strongest to the weakest:
+the *fields* agree (:func:`cosine_similarity`, :func:`relative_change`), the *rankings* of images or pixels by their
+scores agree (:func:`spearman_matrix`, :func:`pixel_spearman`), the *detection* is equally good. Shapes: T timesteps,
+N images, fields (N, C, s, s), scores (N,), anomaly values (N, s, s).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+from .resampling import bootstrap_counts, percentile_interval
+
+
+def field_gram(fields: Sequence[np.ndarray]) -> np.ndarray:
+    """Inner products <f_t, f_t'> of each image's fields: T arrays (N, C, s, s) -> (N, T, T), summed in float64."""
+    flat = [np.asarray(one).reshape(len(one), -1) for one in fields]
+    gram = np.empty((len(flat[0]), len(flat), len(flat)))
+    for i, a in enumerate(flat):
+        for j in range(i, len(flat)):
+            gram[:, i, j] = gram[:, j, i] = np.einsum("nk,nk->n", a, flat[j], dtype=np.float64)
+    return gram
+
+
+def cosine_similarity(gram: np.ndarray) -> np.ndarray:
+    """<f_t, f_t'> / (|f_t| |f_t'|) for each image, (N, T, T), in [-1, 1]: agreement up to a scale."""
+    norm = np.sqrt(np.einsum("nii->ni", gram))
+    return gram / (norm[:, :, None] * norm[:, None, :])
+
+
+def relative_change(gram: np.ndarray) -> np.ndarray:
+    """|f_t' - f_t| / |f_t| for each image, (N, T, T): 0 is the same field, scale included. Rows are t, columns t'."""
+    square = np.einsum("nii->ni", gram)
+    distance = square[:, :, None] + square[:, None, :] - 2 * gram
+    return np.sqrt(np.maximum(distance, 0.0) / square[:, :, None])  # rounding may leave -1e-16
+
+
+def spearman_matrix(scores: np.ndarray, seed: int, n_resamples: int = 500) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rank correlation of image scores between timesteps: (value, low, high), each (T, T); scores (T, N), N >= 3.
+
+    95 % bootstrap over images; every resample is ranked again, and one in which all scores tie is left out (the ends
+    are NaN if all do).
+    """
+    n = scores.shape[1]
+    counts = bootstrap_counts(n, n_resamples, np.random.default_rng(seed))
+    index = np.stack([np.repeat(np.arange(n), row) for row in counts])  # (R, n)
+    draws = _rank_correlation(np.moveaxis(scores[:, index], 1, 0))  # (R, T, T)
+    draws = draws[~np.isnan(draws).any(axis=(1, 2))]
+    low, high = percentile_interval(draws) if len(draws) else np.full((2, *draws.shape[1:]), np.nan)
+    return _rank_correlation(scores[None])[0], low, high
+
+
+def _rank_correlation(scores: np.ndarray) -> np.ndarray:
+    """(R, T, n) -> (R, T, T), Spearman with average ranks for ties."""
+    ranks = stats.rankdata(scores, axis=-1)
+    ranks = ranks - ranks.mean(axis=-1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        unit = ranks / np.sqrt((ranks**2).sum(axis=-1, keepdims=True))
+    return np.clip(np.einsum("rtn,run->rtu", unit, unit), -1, 1)
+
+
+def pixel_spearman(nll: Sequence[np.ndarray]) -> np.ndarray:
+    """Rank correlation of the anomaly values inside each image: T arrays (N, s, s) -> (N, T, T)."""
+    stacked = np.stack([np.asarray(one).reshape(len(one), -1) for one in nll], axis=1)  # (N, T, s s)
+    return _rank_correlation(stacked)
+
+
+def overlap_coefficient(good: np.ndarray, anomalous: np.ndarray) -> float:
+    """The area that the densities of two samples of scores share, in [0, 1]: 1 - max over thresholds |F_g - F_a|.
+
+    Equal to the integral of min(f_g, f_a) where the two densities cross once (and never less than it), it needs no
+    bandwidth and no strictly increasing change of the scores moves it. Being 1 minus a maximum it is too small on
+    average, and a bootstrap of it smaller still: a description, without an interval. See :func:`binormal_overlap`.
+    """
+    return 1 - float(stats.ks_2samp(good, anomalous).statistic)
+
+
+def binormal_overlap(auroc: float | np.ndarray) -> np.ndarray:
+    """The overlap of two normal densities of equal variance that have this AUROC: 2 Phi(-Phi^-1(AUROC) / sqrt 2).
+
+    A decreasing function of the AUROC, so an interval of the one is an interval of the other, with its coverage; the
+    model (binormal, equal variance; Hanley & McNeil 1982) is an assumption. 1 at AUROC 0.5 and below.
+    """
+    return 2 * stats.norm.cdf(-stats.norm.ppf(np.clip(auroc, 0.5, 1.0)) / np.sqrt(2))

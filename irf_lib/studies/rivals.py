@@ -1,0 +1,193 @@
+"""What a reader would pick instead, by the same metrics on the same features; some on the very same trained network.
+
+Each rival is one class of one shape. ``fit(detector)`` learns from the detector's good images alone; ``nll(x0)`` gives
+an anomaly value per location, (N, s, s) on the CPU, high = anomalous, from standardised features (N, C, s, s).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from ..detector import Detector, Reading
+from ..files import InputError
+from ..irf import inversion_path, inversion_step, predicted_x0, sigma
+from ..networks.fast import FoldedSteps
+from ..scoring import DENSITIES, image_score, location_vectors
+
+
+class Rival:
+    """Base of every rival: a new one is a class like those below with its own ``nll``, or any object with ``fit``.
+    ``reading``: how it reads, in the columns of a result: input, t, density (None where it has none), image score."""
+
+    evaluations: int = 0  # of the network, per image
+    reads: ClassVar[dict[str, Any]] = {}  # what of ``reading`` is its own
+
+    def __init__(self, detector: Detector):
+        blank = {"input": None, "t": None, "density": None, "image_score": detector.reading.image_score}
+        self.detector, self.reading = detector, blank | self.reads
+
+    @classmethod
+    def fit(cls, detector: Detector) -> Self:
+        return cls(detector)
+
+    def scores(self, x0: Tensor, nll: Tensor | None = None) -> Tensor:
+        """Image scores (N,) of ``x0``, whose ``nll`` may be known already; by the detector's rule, or its own."""
+        return image_score(self.nll(x0) if nll is None else nll, self.detector.reading.image_score)
+
+    def _batches(self, x0: Tensor) -> Iterator[Tensor]:
+        return (part.to(self.detector.device) for part in x0.split(self.detector.batch_size))
+
+
+def fit_rival(rival: str | type[Rival] | Any, detector: Detector) -> Any:
+    """The rival of that name, or of a class or object of your own, fitted. Raises InputError for an unknown name."""
+    if isinstance(rival, str) and rival not in RIVALS:
+        raise InputError(f"unknown rival {rival!r}; known: {', '.join(RIVALS)}, or pass an object with fit(detector)")
+    return (RIVALS[rival] if isinstance(rival, str) else rival).fit(detector)
+
+
+class FeatureGaussian(Rival):
+    """A full-covariance Gaussian of the raw features, one for all locations: Gaussian-AD (Rippel et al. 2021, arXiv
+    2005.14140) at every location; PaDiM (Defard et al. 2021, arXiv 2011.08785) without its per-location fit."""
+
+    reads: ClassVar = {"density": "full"}
+
+    def __init__(self, detector: Detector):
+        super().__init__(detector)
+        self.nll = DENSITIES[self.reading["density"]].fit(detector.good[0]).nll
+
+
+class FeatureNormal(FeatureGaussian):  # N(0, I): the field's simplest density without its network
+    reads: ClassVar = {"density": "standard"}
+
+
+class NearestNeighbour(Rival):
+    """Distance to the nearest of a coreset of normal feature vectors: PatchCore (Roth et al. 2022, arXiv 2106.08265)
+    without its neighbourhood pooling and score reweighting, so that it sees the very vectors the field is made of."""
+
+    def __init__(self, detector: Detector, size: int = 1000, seed: int = 0):
+        super().__init__(detector)
+        vectors = location_vectors(detector.good[0])
+        self.bank = vectors[greedy_coreset(vectors, size, seed)]  # (M, C)
+
+    def nll(self, x0: Tensor) -> Tensor:
+        nearest = [torch.cdist(chunk, self.bank).amin(dim=1) for chunk in location_vectors(x0).split(8192)]
+        return torch.cat(nearest).view(len(x0), *x0.shape[2:])
+
+
+def greedy_coreset(vectors: Tensor, size: int, seed: int, projected: int = 64) -> Tensor:
+    """Indices (min(size, n),) of rows of ``vectors`` (n, d) by farthest-point sampling (k-centre greedy, Algorithm 1 of
+    PatchCore), on a random projection as there. A random subset lets the common background own the whole bank."""
+    generator = torch.Generator().manual_seed(seed)
+    if vectors.shape[1] > projected:
+        projection = torch.randn(vectors.shape[1], projected, generator=generator, dtype=vectors.dtype)
+        vectors = vectors @ (projection / projected**0.5)
+    squares, distance = vectors.square().sum(dim=1), torch.full((len(vectors),), torch.inf, dtype=vectors.dtype)
+    chosen = [i := int(torch.randint(len(vectors), (1,), generator=generator))]
+    while len(chosen) < min(size, len(vectors)):
+        # |v - c|^2 = |v|^2 - 2 v c + |c|^2 takes one pass over the vectors; the difference itself would take several.
+        to_last = torch.addmv(squares + squares[i], vectors, vectors[i], alpha=-2).clamp_min_(0)
+        to_last[i] = 0
+        distance = torch.minimum(distance, to_last)
+        chosen.append(i := int(distance.argmax()))
+    return torch.tensor(chosen)
+
+
+class Inversion(Rival):
+    """InvAD (arXiv 2504.05662) on our network: three steps of DDIM inversion from the clean features, at t = 0, 500 and
+    999; its last abar is 0, so its final latent is the third noise estimate, whose L2 norm at each location is the map.
+    Image score: (max - min of the map) plus the nll under N(0, I), each brought to mean 0 and standard deviation 1 on
+    held-out normal images, in place of the official code's min-max over the test set, which lets every test image see
+    all others. Raises InputError for fewer than two held-out images."""
+
+    timesteps = (0, 500, 999)
+    evaluations = len(timesteps)
+    reads: ClassVar = {"input": "clean", "image_score": "calibrated sum"}
+
+    def __init__(self, detector: Detector):
+        super().__init__(detector)
+        self.denoiser, held_out = FoldedSteps(detector.denoiser, self.timesteps), detector.good[1]
+        if len(held_out) < 2:
+            raise InputError(f"calibrating needs at least 2 held-out good images, got {len(held_out)}; fit on more")
+        terms = self._terms(self.nll(held_out))
+        self.centre, self.spread = terms.mean(dim=0), terms.std(dim=0).clamp_min(1e-12)
+
+    @torch.no_grad()
+    def path(self, x0: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """(x_t, noise estimate), each (B, C, s, s), at each of ``timesteps``; everything on the device."""
+        return inversion_path(self.denoiser, x0, self.timesteps, self.detector.abar)
+
+    def nll(self, x0: Tensor) -> Tensor:
+        return torch.cat([self.path(part)[-1][1].float().norm(dim=1).cpu() for part in self._batches(x0)])
+
+    def _terms(self, norms: Tensor) -> Tensor:
+        # Up to a constant, which the calibration takes away, -log N(0, I) of a vector is half its squared norm.
+        return torch.stack([image_score(norms, "spread"), 0.5 * norms.square().sum((1, 2))], dim=1)  # (N, 2)
+
+    def scores(self, x0: Tensor, nll: Tensor | None = None) -> Tensor:
+        return ((self._terms(self.nll(x0) if nll is None else nll) - self.centre) / self.spread).sum(dim=1)
+
+
+class Reconstruction(Rival):
+    """|x_0 - reconstruction|^2 / C at each location: noise to the detector's t, then denoise in ``steps`` equal steps;
+    in t if that is less. One step gives the network's estimate of x_0 (Eq. 15 of DDPM, arXiv 2006.11239); more are
+    DDIM's deterministic path, in the line of AnoDDPM (Wyatt et al. 2022) and DiAD (arXiv 2312.06607), without DiAD's
+    conditioning. One fixed noise draw for all images."""
+
+    steps = 1
+
+    def __init__(self, detector: Detector, steps: int | None = None):
+        super().__init__(detector)
+        t = detector.reading.t
+        self.evaluations = n = max(1, min(steps or self.steps, t))
+        self.times = [round(t * (n - i) / n) for i in range(n)]  # high to low
+        self.denoiser = FoldedSteps(detector.denoiser, self.times)
+        self.reading |= {"input": "noised", "t": t}
+
+    @torch.no_grad()
+    def path(self, x0: Tensor) -> list[tuple[int, Tensor]]:
+        """(timestep, state (B, C, s, s) on the device): noised, after each step, and last rebuilt, at timestep 0."""
+        abar, x = self.detector.abar, self.detector.network_input(x0, Reading(t=self.times[0], input="noised"))
+        states = [(self.times[0], x)]
+        for t, s in pairwise([*self.times, None]):
+            eps_hat = self.denoiser(x, torch.full((len(x),), t, device=x.device))
+            x = (predicted_x0(x, eps_hat, abar[t]) if s is None else inversion_step(x, eps_hat, t, s, abar)).float()
+            states.append((s or 0, x))
+        return states
+
+    def nll(self, x0: Tensor) -> Tensor:
+        return torch.cat([(self.path(part)[-1][1] - part).square().mean(dim=1).cpu() for part in self._batches(x0)])
+
+
+class Reconstruction5(Reconstruction):
+    steps = 5
+
+
+class DiffusionTime(Rival):
+    """log sigma of the noise that each location seems to carry, after DTE (Livernoche et al., arXiv 2305.18593), which
+    trains a network for it; here the trained denoiser is asked. Read at its true noise level a noise estimate has mean
+    square 1, at a lower one more: so it is where that of the field along ``times`` last crosses 1, on log scales."""
+
+    times = (1, 10, 25, 50, 100, 150, 200, 300, 500, 700, 900)
+    evaluations = len(times)
+    reads: ClassVar = {"input": "scaled"}
+
+    def nll(self, x0: Tensor) -> Tensor:
+        levels = sigma(self.detector.abar).log().cpu()[list(self.times)]
+        fields = (self.detector.fields(x0, Reading(t=t, input="scaled")) for t in self.times)
+        energy = torch.stack([field.square().mean(dim=1) for field in fields]).clamp_min(1e-30).log()
+        # Outside of the grid: the level that the nearest end implies if the distance to the data stays as it is there.
+        time = torch.where(energy[-1] > 0, levels[-1] + energy[-1] / 2, levels[0] + energy[0].clamp(max=0) / 2)
+        for (low, high), (e, f) in zip(pairwise(levels), pairwise(energy), strict=True):
+            time = torch.where((e > 0) & (f <= 0), low + (high - low) * e / (e - f), time)
+        return time
+
+
+RIVALS: dict[str, type[Rival]] = {
+    "gaussian": FeatureGaussian, "gaussian:standard": FeatureNormal, "knn": NearestNeighbour, "invad3": Inversion,
+    "reconstruct1": Reconstruction, "reconstruct5": Reconstruction5, "dte": DiffusionTime,
+}  # fmt: skip

@@ -1,0 +1,224 @@
+"""Detector end to end on small images: it finds what it should, keeps its promise, trains once, and survives a file."""
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+
+from irf_lib import Detector, Reading, Settings
+from irf_lib import detector as detector_module
+from irf_lib.files import InputError, load_tensors, save_tensors
+from irf_lib.networks.backbones import build_backbone
+from irf_lib.networks.denoisers import gaussian_optimum
+from irf_lib.scoring import DENSITIES, Density
+
+SETTINGS = Settings(
+    backbone="rgb", image_size=32, feature_size=8, width=64, depth=1, steps=60, lr=1e-3, precision="fp32"
+)
+
+
+def surfaces(n, seed, defect=False):
+    """Smooth grey gradients of varying tint; a defect is a patch of a colour that no tint has."""
+    rng = np.random.default_rng(seed)
+    ramp = np.linspace(0.2, 0.8, 32)
+    images = np.empty((n, 3, 32, 32), np.float32)
+    for image in images:
+        image[:] = ramp + 0.1 * rng.standard_normal((3, 1, 1))
+        image += 0.02 * rng.standard_normal(image.shape)
+        if defect:
+            r, c = rng.integers(0, 24, 2)
+            image[:, r : r + 8, c : c + 8] += rng.choice([-0.3, 0.3]) * np.array([1, -1, 1])[:, None, None]
+    return images.clip(0, 1)
+
+
+def changed(**changes):
+    return Settings(**(SETTINGS.model_dump() | changes))
+
+
+@pytest.fixture(scope="module")
+def detector():
+    return Detector(SETTINGS, seed=3, device="cpu").fit(surfaces(60, seed=0), progress=None)
+
+
+def test_it_detects_and_localises(detector):
+    good, bad = surfaces(30, seed=1), surfaces(30, seed=2, defect=True)
+    result = detector.read(np.concatenate([good, bad]))
+    labels = np.repeat([False, True], 30)
+    assert roc_auc_score(labels, result.scores) > 0.95
+    assert result.maps.shape == (60, 32, 32) and result.maps.dtype == np.float32
+    flagged = result.flagged(0.05)
+    assert (flagged == (result.p_values <= 0.05)).all()
+    assert flagged[labels].mean() > 0.8 and flagged[~labels].mean() < 0.3
+    for image, heat in zip(bad, result.maps[30:], strict=True):
+        row, column = np.unravel_index(heat.argmax(), heat.shape)
+        odd = np.abs(image[1] - image[[0, 2]].mean(axis=0) - np.median(image[1] - image[[0, 2]].mean(axis=0))) > 0.3
+        near = odd[max(0, row - 4) : row + 5, max(0, column - 4) : column + 5]
+        assert near.any(), "the hottest place is at the patch"
+
+
+@pytest.mark.parametrize("how", ["scaled", "noised"])
+def test_a_score_does_not_depend_on_its_batch(detector, how):
+    images, reading = surfaces(40, seed=4), Reading(input=how)
+    together = detector.read(images, reading).scores
+    alone = np.concatenate([detector.read(images[i : i + 1], reading).scores for i in (0, 39, 17)])
+    assert alone == pytest.approx(together[[0, 39, 17]], rel=1e-4)
+
+
+def test_same_seed_same_detector_and_a_second_fit_is_not_more_training(detector):
+    again, images = Detector(SETTINGS, seed=3, device="cpu"), surfaces(5, seed=5)
+    for _ in range(2):
+        again.fit(surfaces(60, seed=0), progress=None)
+        assert np.array_equal(again.read(images).scores, detector.read(images).scores)
+    assert again.threshold() == detector.threshold()
+
+
+def test_another_reading_or_alpha_never_trains_and_folds_once(detector, monkeypatch):
+    monkeypatch.setattr(detector_module, "train", lambda *_, **__: pytest.fail("a network was trained"))
+    folded = []
+    monkeypatch.setattr(detector_module, "fold", lambda net, t, dtype, fold=detector_module.fold: (
+        folded.append(t), fold(net, t, dtype))[1])  # fmt: skip
+    fresh, images = detector.with_network(detector.denoiser), surfaces(5, seed=6, defect=True)
+    first = fresh.read(images)
+    for reading in (Reading(t=50), Reading(density="standard"), Reading(image_score="max"), Reading(t=50)):
+        assert not np.array_equal(fresh.read(images, reading).scores, first.scores)
+    assert folded == [200, 50], "once for each timestep"
+    assert first.flagged(0.5).sum() >= first.flagged(0.05).sum() and first.threshold(0.5) < first.threshold(0.05)
+
+
+@pytest.mark.parametrize("density", DENSITIES)
+def test_save_and_load(detector, tmp_path, density):
+    reader = detector.with_reading(Reading(density=density))
+    path = reader.save(tmp_path / "model.safetensors", {"note": 1})
+    loaded = Detector.load(path, device="cpu")
+    images = surfaces(6, seed=6, defect=True)
+    before, after = reader.read(images), loaded.read(images)
+    assert np.array_equal(before.scores, after.scores) and np.array_equal(before.maps, after.maps)
+    assert np.array_equal(before.p_values, after.p_values)
+    assert (loaded.settings, loaded.reading, loaded.seed, loaded.extra) == (SETTINGS, reader.reading, 3, {"note": 1})
+    assert [s.loss for s in loaded.history] == [s.loss for s in detector.history]
+    assert [one.name for one in tmp_path.iterdir()] == ["model.safetensors"], "one file"
+    assert np.isfinite(loaded.read(images, Reading(density=density, image_score="max")).scores).all()
+    with pytest.raises(InputError, match="needs the good images"):
+        loaded.read(images, Reading(t=50))
+    with pytest.raises(InputError, match="60 good images, not on 3"):
+        loaded.attach(images[:3])
+    loaded.attach(surfaces(60, seed=0))
+    assert np.array_equal(loaded.read(images, Reading(t=50)).scores, detector.read(images, Reading(t=50)).scores)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda meta, _: meta.update(format=99), "format 99, this version reads"),
+        (lambda meta, _: meta["settings"].update(width=128), "not those of its settings"),
+        (lambda meta, _: meta["settings"].update(width=8192, depth=128), "not those of its settings"),
+        (lambda meta, _: meta["settings"].update(image_size=8192), "no detector of ours"),
+        (lambda meta, _: meta["settings"].update(magic=1), "no detector of ours"),
+        (lambda meta, _: meta["settings"].update(backbone="custom:Mine"), r"made with Mine: load\(path, backbone"),
+        (lambda meta, _: meta.pop("seed"), "no detector of ours"),
+        (lambda meta, _: meta.update(backbone_fingerprint="0"), "another rgb"),
+        (lambda _, tensors: tensors.pop("held_out_nll"), "no detector of ours"),
+    ],
+)
+def test_a_foreign_file_is_refused(detector, tmp_path, change, message):
+    path = detector.save(tmp_path / "model.safetensors")
+    tensors, meta = load_tensors(path)
+    change(meta, tensors)
+    save_tensors(path, tensors, meta)
+    with pytest.raises(InputError, match=message):
+        Detector.load(path, device="cpu")
+
+
+def test_loading_asks_no_hub(tmp_path, detector, monkeypatch):
+    asked = []
+    monkeypatch.setattr(detector_module, "build_backbone", lambda name, size, weights, local_only: (
+        asked.append(local_only), build_backbone(name, size, weights, local_only))[1])  # fmt: skip
+    Detector.load(detector.save(tmp_path / "m.safetensors"), device="cpu")
+    assert asked == [True]
+
+
+class Tiny(torch.nn.Module):
+    """A denoiser of one's own: a convolution."""
+
+    def __init__(self, channels, size, width, depth, patch):
+        super().__init__()
+        self.last_layer = torch.nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x, t):
+        return self.last_layer(x)
+
+
+class Laplace(Density):
+    """A density of one's own."""
+
+    @classmethod
+    def fit(cls, fields, estimate=None):
+        return cls(scale=fields.abs().mean())
+
+    def nll(self, fields, estimate=None):
+        return (fields.abs() / self.scale + (2 * self.scale).log()).sum(dim=1)
+
+
+def test_an_object_may_stand_in_place_of_a_name(tmp_path):
+    own = {"backbone": build_backbone("rgb", 8), "denoiser": Tiny}
+    detector = Detector(changed(steps=3, **own), Reading(density=Laplace), device="cpu")
+    detector.fit(surfaces(30, seed=0), progress=None)
+    path, images = detector.save(tmp_path / "own.safetensors"), surfaces(3, seed=1)
+    with pytest.raises(InputError, match="made with Backbone"):
+        Detector.load(path, device="cpu")
+    loaded = Detector.load(path, device="cpu", density=Laplace, **own)
+    assert np.array_equal(loaded.read(images).scores, detector.read(images).scores)
+
+
+def test_too_few_held_out_images_warn_and_flag_nothing():
+    detector = Detector(changed(steps=3), device="cpu").fit(surfaces(30, seed=0), progress=None)
+    result = detector.read(surfaces(5, seed=1, defect=True))
+    with pytest.warns(UserWarning, match="needs 99 held-out good images, there are 10"):
+        assert not result.flagged(0.01).any()
+
+
+def test_misuse_is_explained(tmp_path):
+    fresh = Detector(SETTINGS, device="cpu")
+    with pytest.raises(InputError, match="at least 3 good images"):
+        fresh.fit(surfaces(2, seed=0))
+    for call in (lambda: fresh.read(surfaces(1, seed=0)), fresh.density, lambda: fresh.save(tmp_path / "x")):
+        with pytest.raises(InputError, match="has not been fitted|needs the good images"):
+            call()
+    for wrong in ({"image_score": "median"}, {"t": 1000}, {"t": True}, {"input": "dirty"}, {"density": "x"}, {"tt": 1}):
+        with pytest.raises(ValidationError):
+            Reading(**wrong)
+    for wrong in ({"width": 100}, {"backbone": "resnet"}, {"steps": True}, {"alpha": 0.05}, {"patch_size": 3}):
+        with pytest.raises(ValidationError):
+            changed(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((2, 3, 32, 32), np.uint8), "divide 8-bit pixels by 255"),
+        (np.full((2, 3, 32, 32), 200.0), "divide 8-bit pixels by 255"),
+        (np.zeros((2, 32, 32, 3), np.float32), "channels before height"),
+        (np.zeros((2, 3, 1, 1), np.float32), "at least 32 x 32"),
+        ("one.png", "list the files"),
+    ],
+)
+def test_images_that_are_none_are_refused(detector, images, message):
+    with pytest.raises(InputError, match=message):
+        detector.read(images)
+
+
+def test_epochs_replace_steps():
+    detector = Detector(changed(epochs=2, batch_size=7), device="cpu").fit(surfaces(30, seed=0), progress=None)
+    assert len(detector.history) == 6  # 20 images to fit on, 3 batches a pass
+
+
+def test_untrained_is_the_mahalanobis_distance_of_the_features_at_every_t(detector):
+    test = detector.features(surfaces(20, seed=8, defect=True))
+    expected = DENSITIES["full"].fit(detector.good[0], shrinkage=0.0).nll(test).flatten()
+    untrained = detector.with_network(gaussian_optimum(detector.good[0]))
+    for t in (1, 200, 800):
+        nll = untrained.read(test, Reading(t=t)).nll.flatten()
+        assert stats.spearmanr(nll, expected).statistic > 0.99
+    assert detector.denoiser is not untrained.denoiser

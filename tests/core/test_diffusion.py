@@ -1,0 +1,285 @@
+"""Denoisers behind one call, and training: deterministic, resumable, unconditional."""
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from pydantic import ValidationError
+
+from irf_lib import diffusion
+from irf_lib.diffusion import TrainSettings, alpha_bars, denoising_loss, train
+from irf_lib.files import RunError
+from irf_lib.irf import gaussian_optimal_eps
+from irf_lib.networks.denoisers import Preconditioned, build_denoiser
+from irf_lib.networks.muon import Muon, orthogonalised
+from irf_lib.scoring import location_vectors
+
+X0 = torch.randn(24, 8, 4, 4, generator=torch.Generator().manual_seed(0)) * 0.5 + 1
+SETTINGS = TrainSettings(steps=12, batch_size=4, lr=1e-3, precision="fp32")
+
+
+def tiny(seed=0):
+    return build_denoiser("dit", channels=8, size=4, width=64, depth=1, seed=seed)
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def trained(seed=0, settings=SETTINGS, **keywords):
+    model = tiny(seed)
+    steps = list(train(model, X0, settings, seed, **keywords))
+    return weights(model), steps
+
+
+@pytest.mark.parametrize(("kind", "width", "depth"), [("dit", 64, 1), ("unet", 16, 2)])
+def test_denoisers_share_one_call(kind, width, depth):
+    model = build_denoiser(kind, channels=8, size=4, width=width, depth=depth, seed=0).eval()
+    t = torch.tensor([3, 900])
+    out = model(X0[:2], t)
+    assert out.shape == X0[:2].shape
+    assert torch.allclose(out[1:], model(X0[1:2], t[1:]), atol=1e-5), "images of a batch do not see each other"
+    assert not torch.allclose(model(X0[:1], t[:1]), model(X0[:1], t[1:])), "t matters"
+
+
+def test_dit_is_unconditional_and_has_no_hidden_randomness():
+    # diffusers drops a tenth of the class labels in training mode, from the global random state.
+    model = tiny().train()
+    state = torch.random.get_rng_state()
+    outs = [model(X0[:4], torch.arange(4)) for _ in range(20)]
+    assert all(torch.equal(out, outs[0]) for out in outs)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(("kind", "width", "depth"), [("dit", 64, 1), ("unet", 16, 2)])
+def test_preconditioned_starts_at_the_gaussian_optimum(kind, width, depth):
+    mixing = torch.randn(8, 8, generator=torch.Generator().manual_seed(1))
+    x0 = torch.einsum("dc,nchw->ndhw", mixing, X0) + 2
+    model = Preconditioned(build_denoiser(kind, 8, 4, width, depth, seed=0), channels=8)
+    model.fit_gaussian(x0)
+    vectors = location_vectors(x0)
+    mu, cov = vectors.mean(dim=0), torch.cov(vectors.T)
+    for t in (0, 200, 999):
+        out = model(x0[:2], torch.tensor([t, t]))
+        oracle = gaussian_optimal_eps(location_vectors(x0[:2]), t, mu, cov, alpha_bars())
+        assert torch.allclose(location_vectors(out), oracle, atol=2e-3 * float(oracle.abs().max()))
+    before = float(denoising_loss(model, x0, [50, 200, 500], seed=0).mean())
+    list(train(model, x0, TrainSettings(steps=150, batch_size=16, lr=3e-3, precision="fp32"), seed=0))
+    assert float(denoising_loss(model, x0, [50, 200, 500], seed=0).mean()) < before, "and learns the rest"
+
+
+def test_preconditioned_constants_are_the_closed_form_error():
+    s = torch.tensor([4.0, 1.0, 0.25])
+    x0 = torch.randn(4000, 3, 2, 2, generator=torch.Generator().manual_seed(0)) * s.sqrt().view(1, 3, 1, 1)
+    model = Preconditioned(build_denoiser("unet", 3, 2, 8, 1, seed=0), channels=3)
+    model.fit_gaussian(x0)
+    for t in (50, 500):
+        measured = denoising_loss(model, x0, [t], seed=1, batch_size=4000).mean()
+        assert float(model.rest[t] ** 2) == pytest.approx(float(measured), rel=0.03)
+
+
+def test_wrong_sizes_are_refused():
+    with pytest.raises(ValueError, match="multiple of its head size 64"):
+        build_denoiser("dit", 8, 4, width=100, depth=1, seed=0)
+    with pytest.raises(ValueError, match="must divide feature_size"):
+        build_denoiser("unet", 8, 6, width=16, depth=3, seed=0)
+    with pytest.raises(ValueError, match="N > 0"):
+        next(train(tiny(), X0[:0], SETTINGS, seed=0))
+
+
+def test_training_learns():
+    settings = TrainSettings(steps=150, batch_size=16, lr=3e-3, precision="fp32")
+    _, steps = trained(settings=settings)
+    losses = [step.loss for step in steps]
+    assert sum(losses[-20:]) < 0.7 * sum(losses[:20])
+    assert [step.step for step in steps] == list(range(1, 151))
+    assert max(step.lr for step in steps) == pytest.approx(3e-3) and steps[-1].lr < 1e-5
+
+
+def test_the_schedule_is_that_of_diffusers():
+    theirs = DDPMScheduler(num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear")
+    assert torch.equal(alpha_bars(), theirs.alphas_cumprod)
+
+
+def test_same_seed_same_weights_whatever_the_global_state():
+    torch.manual_seed(1)
+    first, _ = trained(seed=5)
+    torch.manual_seed(2)
+    state = torch.random.get_rng_state()
+    second, _ = trained(seed=5)
+    assert torch.equal(first, second)
+    assert torch.equal(torch.random.get_rng_state(), state), "the caller's random state is left alone"
+    assert not torch.equal(first, trained(seed=6)[0])
+
+
+@pytest.mark.parametrize("stop_after", [1, 5, 11, 12])
+def test_killed_run_resumes_to_the_same_weights(tmp_path, stop_after):
+    whole, whole_steps = trained()
+    checkpoint = tmp_path / "checkpoint.pt"
+    run = train(tiny(), X0, SETTINGS, 0, checkpoint=checkpoint, checkpoint_seconds=0)
+    for _ in range(stop_after):
+        next(run)
+    run.close()  # the process dies here
+    model = tiny(seed=99)  # whatever the weights are before, the checkpoint's count
+    resumed_steps = list(train(model, X0, SETTINGS, 0, checkpoint=checkpoint, checkpoint_seconds=0))
+    assert torch.equal(weights(model), whole)
+    assert [(s.step, s.loss, s.lr) for s in resumed_steps] == [(s.step, s.loss, s.lr) for s in whole_steps]
+
+
+@pytest.mark.parametrize("change", ["seed", "settings", "identity", "damage"])
+def test_a_foreign_or_damaged_checkpoint_is_not_trusted(tmp_path, change):
+    checkpoint = tmp_path / "checkpoint.pt"
+    run = train(tiny(), X0, SETTINGS, 0, checkpoint=checkpoint, checkpoint_seconds=0, identity="a")
+    for _ in range(6):
+        next(run)
+    run.close()
+    seed, settings, identity = 0, SETTINGS, "a"
+    if change == "seed":
+        seed = 1
+    elif change == "settings":
+        settings = SETTINGS.model_copy(update={"lr": 2e-3})
+    elif change == "identity":
+        identity = "b"
+    else:
+        content = bytearray(checkpoint.read_bytes())
+        content[len(content) // 2] ^= 1
+        checkpoint.write_bytes(content)
+    model = tiny(seed)
+    list(train(model, X0, settings, seed, checkpoint=checkpoint, identity=identity))
+    assert torch.equal(weights(model), trained(seed=seed, settings=settings)[0]), "started from the beginning"
+
+
+def preconditioned():
+    model = Preconditioned(tiny(), X0.shape[1])
+    model.fit_gaussian(X0)
+    return model
+
+
+def test_timesteps_are_drawn_where_loss_is_left():
+    assert torch.allclose(diffusion.timestep_probabilities(tiny(), 0.9), torch.full((1000,), 1e-3, dtype=torch.float64))
+    model = preconditioned()
+    p = diffusion.timestep_probabilities(model, 0.9)
+    assert float(p.sum()) == pytest.approx(1) and float(p.min()) >= 0.1e-3
+    assert torch.equal(p.argsort(), model.rest.double().square().argsort()), "as the Gaussian optimum's loss"
+    assert torch.allclose(diffusion.timestep_probabilities(model, 0.0), torch.full_like(p, 1e-3))
+
+
+def test_the_draws_do_not_change_the_expected_loss():
+    model = preconditioned().eval()
+    abar = alpha_bars()
+    found = []
+    for importance in (0.0, 0.9):
+        p = diffusion.timestep_probabilities(model, importance)
+        x0, t, eps = diffusion.training_batch(X0, 20_000, torch.Generator().manual_seed(1), p)
+        with torch.no_grad():
+            found.append(float(diffusion.ddpm_loss(model, x0, t, eps, abar, (1 / (1000 * p)).float()[t])))
+    assert found[0] == pytest.approx(found[1], rel=0.02)
+
+
+def test_muon_takes_the_hidden_matrices_and_adamw_the_rest():
+    model = preconditioned()
+    adamw, muon = diffusion.build_optimizers(model, SETTINGS)
+    groups = [{id(p) for group in one.param_groups for p in group["params"]} for one in (adamw, muon)]
+    assert groups[0] | groups[1] == {id(p) for p in model.parameters()} and not groups[0] & groups[1]
+    names = {name for name, p in model.named_parameters() if id(p) in groups[1]}
+    assert names and all("attn1" in name or ".ff." in name for name in names)
+    assert len(diffusion.build_optimizers(model, SETTINGS.model_copy(update={"optimizer": "adamw"}))) == 1
+    assert len(diffusion.build_optimizers(build_denoiser("unet", 8, 4, 16, 2, 0), SETTINGS)) == 1
+
+
+@pytest.mark.parametrize("shape", [(64, 192), (192, 64), (64, 64)])
+def test_muon_in_bf16_is_torchs(shape):
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(shape, generator=generator)
+    ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    options = {"lr": 0.05, "weight_decay": 0.01}
+    pairs = [(ours, Muon([ours], **options)), (theirs, torch.optim.Muon([theirs], **options))]
+    schedulers = [torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, 1, 5) for _, optimizer in pairs]
+    for _ in range(8):
+        gradient = torch.randn(shape, generator=generator)
+        for (parameter, optimizer), scheduler in zip(pairs, schedulers, strict=True):
+            parameter.grad = gradient.clone()
+            optimizer.step()
+            scheduler.step()
+        assert torch.equal(ours, theirs) and not torch.equal(ours, start)
+    states = [optimizer.state_dict()["state"] for _, optimizer in pairs]
+    assert states[0].keys() == states[1].keys() and states[0][0].keys() == states[1][0].keys()
+
+
+def test_muon_orthogonalises_in_the_precision_that_the_device_computes_in(monkeypatch):
+    for native, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(diffusion, "computes_in_bf16", lambda device, native=native: native)
+        assert diffusion.build_optimizers(tiny(), SETTINGS)[1].dtype == dtype
+    matrix = torch.randn(64, 192, generator=torch.Generator().manual_seed(0))
+    exact = orthogonalised(matrix)
+    s = torch.linalg.svdvals(exact)
+    assert exact.dtype == torch.float32 and s.min() > 0.6 and s.max() < 1.3
+    coarse = orthogonalised(matrix.bfloat16())
+    assert coarse.dtype == torch.bfloat16 and (coarse - exact).norm() < 0.03 * exact.norm()
+
+
+def test_bf16_is_for_devices_that_compute_in_it(monkeypatch, recwarn):
+    for flag, capability, native in ((True, "AVX512", True), (True, "AVX2", False), (False, "AVX512", False)):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda flag=flag: flag)
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
+        assert diffusion.resolve_precision("auto", torch.device("cpu")) == ("bf16" if native else "fp32")
+        assert diffusion.resolve_precision("fp32", torch.device("cpu")) == "fp32"
+        assert not recwarn.list
+    with pytest.warns(UserWarning, match="^cpu does not compute in bf16 here; fp32 takes its place.$"):
+        assert diffusion.resolve_precision("bf16", torch.device("cpu")) == "fp32"
+
+
+def test_ema_follows_the_length_of_the_run():
+    assert TrainSettings(steps=100).ema_decay == pytest.approx(0.9)
+    assert TrainSettings(steps=10_000).ema_decay == pytest.approx(0.999)
+    model = tiny()
+    before = weights(model)
+    list(train(model, X0, SETTINGS, 0))
+    assert (weights(model) - before).norm() > 1e-3 * before.norm(), "the average is not the initial network"
+
+
+def test_settings_refuse_unknown_names_and_values():
+    for wrong in ({"step": 3}, {"steps": 0}, {"lr": "fast"}, {"precision": "fp8"}):
+        with pytest.raises(ValidationError):
+            TrainSettings(**wrong)
+
+
+def test_bf16_on_the_cpu_is_close_to_fp32(monkeypatch):
+    monkeypatch.setattr(diffusion, "computes_in_bf16", lambda device: True)  # emulated, where it is not native
+    wide = tiny()
+    list(train(wide, X0, SETTINGS, 0))
+    narrow = tiny()
+    list(train(narrow, X0, SETTINGS.model_copy(update={"precision": "bf16"}), 0))
+    assert (weights(wide) - weights(narrow)).norm() < 0.05 * weights(wide).norm()
+    assert next(narrow.parameters()).dtype == torch.float32
+
+
+def test_diverging_training_says_so():
+    x0 = X0.clone()
+    x0[:] = float("nan")
+    with pytest.raises(RunError, match="at step 1; lower lr"):
+        list(train(tiny(), x0, SETTINGS, 0))
+
+
+def test_denoising_loss_is_one_for_a_network_that_predicts_zero():
+    class Zero(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, x, t):
+            return x * self.w
+
+    losses = denoising_loss(Zero(), X0.repeat(20, 1, 1, 1), [0, 500], seed=0)
+    assert losses.shape == (2, 480)
+    assert losses.mean(dim=1).tolist() == pytest.approx([1, 1], abs=0.02)
+
+
+def test_device_names(monkeypatch):
+    assert diffusion.resolve_device("cpu").type == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert diffusion.resolve_device("auto").type == "cpu"
+    with pytest.raises(ValueError, match="'cuda' is not available here; use one of: auto, cpu"):
+        diffusion.resolve_device("cuda")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert diffusion.resolve_device("auto").type == "mps"

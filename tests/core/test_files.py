@@ -1,0 +1,76 @@
+"""Files are whole or absent; a tensor file that was touched is refused."""
+
+import os
+import random
+import stat
+
+import pytest
+import torch
+
+from irf_lib.files import (
+    InputError,
+    RunError,
+    load_tensors,
+    one_line,
+    printable,
+    save_tensors,
+    write_atomically,
+    write_text,
+)
+
+TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(3), "c": torch.zeros(0, 2)}
+
+
+def test_tensors_and_their_meta_come_back(tmp_path):
+    path = save_tensors(tmp_path / "sub" / "m.safetensors", TENSORS, {"x": [1, "é"]})
+    tensors, meta = load_tensors(path)
+    assert meta == {"x": [1, "é"]} and tensors.keys() == TENSORS.keys()
+    assert all(torch.equal(tensors[name], one) and tensors[name].dtype == one.dtype for name, one in TENSORS.items())
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~(umask := os.umask(0)) and os.umask(umask) == 0
+
+
+def test_no_flipped_bit_passes(tmp_path):
+    path = save_tensors(tmp_path / "m.safetensors", TENSORS, {"t": 200})
+    content, rng = path.read_bytes(), random.Random(0)
+    for place in {*range(8), *rng.sample(range(len(content)), min(200, len(content)))}:
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << rng.randrange(8)
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match="m.safetensors"):
+            load_tensors(path)
+
+
+def test_truncated_foreign_and_missing_files_are_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    path = save_tensors(tmp_path / "m.safetensors", TENSORS, {})
+    whole = path.read_bytes()
+    for content in (b"", b"no model", whole[:50], whole[:-1], whole + b"x"):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="damaged"):
+            load_tensors(path)
+    save_file(TENSORS, path)
+    with pytest.raises(InputError, match="not written by irf_lib"):
+        load_tensors(path)
+    with pytest.raises(InputError, match="there is no such file"):
+        load_tensors(tmp_path / "nothing")
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = write_text(tmp_path / "a.txt", "old")
+
+    def fail(temporary):
+        temporary.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(RunError, match="No space left on device.*run the same command again"):
+        write_atomically(path, fail)
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(RunError, match="cannot be written"):
+        write_text(path / "below.txt", "x")
+
+
+def test_names_are_printable():
+    assert printable(os.fsdecode(b"a\xff\x1b[31m.png")) == r"a\xff\x1b[31m.png"
+    assert printable("Größe.png") == "Größe.png"
+    assert one_line("a\n  b") == "a b" and one_line("x" * 400).endswith(" ...")

@@ -1,0 +1,146 @@
+"""Metrics against scikit-learn, a hand-worked AUPRO, and a literal per-threshold AUPRO."""
+
+import math
+import tracemalloc
+
+import numpy as np
+import pytest
+from scipy import ndimage
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
+
+from irf_lib.metrics import METRICS, evaluate, pixel_metrics
+
+
+def blobs(rng, n=6, size=24):
+    """Masks with some components that touch only at corners, and two good images."""
+    masks = ndimage.gaussian_filter(rng.standard_normal((n, size, size)), (0, 2, 2)) > 0.18
+    masks[:2] = False
+    return masks
+
+
+def literal_aupro(maps, masks, limit=0.3):
+    """The definition, threshold by threshold: every distinct value is a threshold."""
+    components = []
+    for i, mask in enumerate(masks):
+        labelled, n = ndimage.label(mask, structure=np.ones((3, 3)))
+        components += [maps[i][labelled == k] for k in range(1, n + 1)]
+    normal = maps[~masks]
+    points = [(0.0, 0.0)]
+    for threshold in np.unique(maps)[::-1]:
+        overlap = np.mean([(component >= threshold).mean() for component in components])
+        points.append(((normal >= threshold).mean(), overlap))
+    fpr, pro = np.array(points).T
+    cut = np.interp(limit, fpr, pro)
+    keep = fpr < limit
+    return np.trapezoid(np.append(pro[keep], cut), np.append(fpr[keep], limit)) / limit
+
+
+@pytest.mark.parametrize("levels", [None, 7])
+def test_pixel_metrics_equal_the_definitions(levels):
+    rng = np.random.default_rng(0)
+    masks = blobs(rng)
+    maps = rng.standard_normal(masks.shape) + 0.8 * masks
+    if levels:  # many ties
+        maps = np.round(maps * levels / 4)
+    got = pixel_metrics(maps.astype(np.float32), masks)
+    y, s = masks.ravel(), maps.astype(np.float32).ravel()
+    precision, recall, _ = precision_recall_curve(y, s)
+    assert got["P-AUROC"] == pytest.approx(roc_auc_score(y, s), abs=1e-12)
+    assert got["P-AP"] == pytest.approx(average_precision_score(y, s), abs=1e-12)
+    assert got["P-F1max"] == pytest.approx((2 * precision * recall / (precision + recall + 1e-300)).max(), abs=1e-12)
+    assert got["AUPRO"] == pytest.approx(literal_aupro(maps.astype(np.float32), masks), abs=1e-9)
+
+
+def test_aupro_by_hand():
+    # One image, 10 normal pixels, two components: one pixel (score 9) and two pixels (scores 5 and 1).
+    maps = np.array([[[9, 0, 5, 1, 0, 0, 8, 0, 0, 0, 0, 0, 0]]], dtype=np.float32)
+    masks = np.zeros((1, 1, 13), dtype=bool)
+    masks[0, 0, [0, 2, 3]] = True
+    # Thresholds: 9 -> PRO 1/2 at FPR 0; 8 -> FPR 0.1; 5 -> PRO 3/4 at 0.1; 1 -> PRO 1 at 0.1; then FPR 1.
+    # Area to 0.3: 0.1 x 1/2 + 0.2 x 1 = 0.25; divided by 0.3.
+    assert pixel_metrics(maps, masks)["AUPRO"] == pytest.approx(0.25 / 0.3)
+
+
+def test_components_touch_at_corners():
+    masks = np.zeros((1, 4, 4), dtype=bool)
+    masks[0, 0, 0] = masks[0, 1, 1] = True  # one 8-connected component, two 4-connected ones
+    maps = np.zeros((1, 4, 4), dtype=np.float32)
+    maps[0, 0, 0] = 1.0
+    # Overlap 1/2 up to FPR 0, then along the diagonal of the ties at 0 to (1, 1).
+    assert pixel_metrics(maps, masks)["AUPRO"] == pytest.approx((0.5 + 0.5 + 0.5 * 0.3) / 2)
+
+
+def test_perfect_and_inverted():
+    rng = np.random.default_rng(1)
+    masks = blobs(rng)
+    labels = masks.any(axis=(1, 2))
+    perfect = evaluate(labels + 0.0, labels, masks + 0.0, masks)
+    assert all(perfect[name] == pytest.approx(1.0) for name in METRICS)
+    inverted = evaluate(-(labels + 0.0), labels, -(masks + 0.0), masks)
+    assert inverted["I-AUROC"] == inverted["P-AUROC"] == 0.0
+    # With two levels the curve is the line from (1, 0) to (1, 1): nothing lies below FPR 0.3.
+    assert inverted["AUPRO"] == pytest.approx(0.0)
+
+
+def test_monotone_change_moves_nothing():
+    rng = np.random.default_rng(2)
+    masks = blobs(rng)
+    labels = masks.any(axis=(1, 2))
+    maps = rng.standard_normal(masks.shape) + masks
+    scores = maps.max(axis=(1, 2))
+    before = evaluate(scores, labels, maps, masks)
+    after = evaluate(np.exp(3 * scores), labels, np.exp(3 * maps) - 7, masks)
+    assert after == pytest.approx(before, abs=1e-12)
+
+
+def test_constant_scores():
+    masks = blobs(np.random.default_rng(3))
+    labels = masks.any(axis=(1, 2))
+    got = evaluate(np.ones(len(labels)), labels, np.ones(masks.shape, np.float32), masks)
+    assert got["I-AUROC"] == got["P-AUROC"] == 0.5
+    assert got["I-AP"] == pytest.approx(labels.mean())
+    assert got["P-AP"] == pytest.approx(masks.mean())
+    assert got["AUPRO"] == pytest.approx(0.15)  # the diagonal, from 0 to 0.3
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_not_finite_is_refused(bad):
+    masks = blobs(np.random.default_rng(4))
+    labels = masks.any(axis=(1, 2))
+    scores, maps = np.zeros(len(labels)), np.zeros(masks.shape)
+    scores[1] = bad
+    with pytest.raises(ValueError, match="image scores: 1 of 6"):
+        evaluate(scores, labels)
+    maps[3, 0, 0] = bad
+    with pytest.raises(ValueError, match="map 3: 1 of"):
+        evaluate(np.zeros(len(labels)), labels, maps, masks)
+
+
+def test_what_is_not_defined_is_nan_and_said():
+    with pytest.warns(UserWarning, match="all 3 test images are good"):
+        got = evaluate(np.arange(3.0), np.zeros(3))
+    assert all(math.isnan(value) for value in got.values())
+    with pytest.warns(UserWarning, match="no pixel is marked"):
+        assert math.isnan(pixel_metrics(np.zeros((1, 2, 2)), np.zeros((1, 2, 2), bool))["AUPRO"])
+
+
+def test_wrong_shapes_and_wrong_masks():
+    with pytest.raises(ValueError, match="scores and labels"):
+        evaluate(np.zeros(3), np.zeros(4))
+    with pytest.raises(ValueError, match="maps and masks"):
+        evaluate(np.arange(2.0), np.array([0, 1]), np.zeros((2, 4, 4)), np.zeros((2, 8, 8)))
+    with pytest.raises(ValueError, match="image 0 is labelled good"):
+        evaluate(np.arange(2.0), np.array([0, 1]), np.zeros((2, 4, 4)), np.ones((2, 4, 4)))
+
+
+def test_memory_is_bounded():
+    # 2,000 maps of 256 x 256 must fit in 4 GiB; 100 of them are a twentieth, input included.
+    rng = np.random.default_rng(5)
+    tracemalloc.start()
+    maps = rng.standard_normal((100, 256, 256), dtype=np.float32)
+    masks = np.zeros(maps.shape, dtype=bool)
+    masks[50:, 100:160, 100:160] = True
+    pixel_metrics(maps, masks)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * 2**30 / 20

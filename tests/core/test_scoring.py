@@ -1,0 +1,144 @@
+"""Densities against scipy, the conformal promise by simulation, image scores by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from irf_lib.conformal import calibration_split, conformal_p_values, conformal_threshold, images_needed
+from irf_lib.files import InputError
+from irf_lib.scoring import DENSITIES, anomaly_map, image_score, location_vectors
+
+
+@pytest.fixture(scope="module")
+def fields():
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(5, 5, generator=generator, dtype=torch.float64)
+    z = torch.randn(40, 5, 4, 4, generator=generator, dtype=torch.float64)
+    return torch.einsum("dc,nchw->ndhw", mixing, z) + torch.arange(5.0, dtype=torch.float64).view(1, 5, 1, 1)
+
+
+def test_densities_equal_scipy(fields):
+    vectors = location_vectors(fields)
+    mean, cov = vectors.mean(0).numpy(), torch.cov(vectors.T).numpy()
+    expected = {
+        "standard": stats.multivariate_normal(np.zeros(5), np.eye(5)),
+        "diagonal": stats.multivariate_normal(mean, np.diag(np.diag(cov))),
+        "full": stats.multivariate_normal(mean, cov),
+    }
+    for name, oracle in expected.items():
+        nll = DENSITIES[name].fit(fields, shrinkage=0.0).nll(fields)
+        assert nll.shape == (40, 4, 4)
+        assert torch.allclose(nll.flatten(), torch.from_numpy(-oracle.logpdf(vectors.numpy())), rtol=1e-6)
+
+
+def test_location_density_knows_its_place(fields):
+    moved = fields.clone()
+    moved[:, :, 0, 0] += 10  # every training image is bright in this corner
+    nll = DENSITIES["location"].fit(moved).nll(fields[:1])  # this one is not
+    assert nll[0, 0, 0] > 3 * nll[0, 1:, 1:].max()
+
+
+def test_constant_channel_and_few_samples():
+    fields = torch.zeros(2, 8, 2, 2)
+    fields[:, :4] = torch.randn(2, 4, 2, 2, generator=torch.Generator().manual_seed(1))
+    for density in DENSITIES.values():
+        assert torch.isfinite(density.fit(fields, fields).nll(fields + 0.1, fields)).all()
+
+
+def test_anomaly_map_is_bilinear():
+    nll = torch.tensor([[[0.0, 2.0], [4.0, 6.0]]])
+    expected = torch.tensor([[0, 0.5, 1.5, 2], [1, 1.5, 2.5, 3], [3, 3.5, 4.5, 5], [4, 4.5, 5.5, 6]])
+    assert torch.allclose(anomaly_map(nll, 4)[0], expected)
+
+
+def test_image_scores():
+    nll = torch.tensor([[[1.0, 2.0], [3.0, 6.0]]])
+    assert [float(image_score(nll, rule)) for rule in ("max", "mean", "spread", "top2", "top10")] == [6, 3, 5, 4.5, 3]
+    for wrong in ("median", "top", "top0", "top-1"):
+        with pytest.raises(ValueError, match="unknown image score"):
+            image_score(nll, wrong)
+
+
+def test_threshold_by_hand():
+    scores = np.arange(1, 20)  # n = 19: the fewest for alpha = 0.05
+    assert conformal_threshold(scores, 0.05) == 19
+    assert conformal_threshold(scores[:-1], 0.05) == math.inf
+    assert conformal_threshold(scores, 0.1) == 18
+    assert conformal_threshold(np.arange(1, 40), 0.05) == 38  # (40)(0.95) is 38 exactly, not 38.0000000001
+    assert conformal_p_values(scores, np.array([0, 19, 20])) == pytest.approx([1, 0.1, 0.05])
+
+
+def test_p_value_and_threshold_are_one_decision():
+    rng = np.random.default_rng(0)
+    for n in (5, 19, 20, 57):
+        calibration = np.round(rng.standard_normal(n), 1)  # with ties
+        scores = np.round(rng.standard_normal(500) + 1, 1)
+        for alpha in (0.01, 0.05, 0.1, 0.3):
+            flagged = scores > conformal_threshold(calibration, alpha)
+            assert (flagged == (conformal_p_values(calibration, scores) <= alpha + 1e-12)).all()
+
+
+@pytest.mark.parametrize(("n", "alpha"), [(19, 0.05), (30, 0.1), (50, 0.2)])
+def test_conformal_coverage(n, alpha):
+    # Heavy-tailed scores: the guarantee may not depend on the distribution.
+    rng = np.random.default_rng(1)
+    draws = rng.standard_t(2, size=(20000, n + 1))
+    flagged = [row[-1] > conformal_threshold(row[:-1], alpha) for row in draws]
+    expected = (n + 1 - math.ceil(round((n + 1) * (1 - alpha), 9))) / (n + 1)  # exact for continuous scores
+    assert expected <= alpha
+    assert np.mean(flagged) == pytest.approx(expected, abs=4 * math.sqrt(alpha / 20000))
+
+
+@pytest.mark.parametrize(("n", "held_out"), [(3, 1), (30, 10), (60, 20), (209, 21), (1000, 100)])
+def test_split(n, held_out):
+    fit, calibration = calibration_split(n, 0.1, seed=0)
+    assert len(calibration) == held_out
+    assert sorted([*fit, *calibration]) == list(range(n))
+    with pytest.raises(InputError, match="at least 3 good images"):
+        calibration_split(2, 0.1, 0)
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.05, 0.2, 0.3])
+def test_the_number_of_images_that_a_rate_needs_is_the_smallest(alpha):
+    needed, images = images_needed(alpha, 0.1)
+    assert conformal_threshold(np.arange(needed), alpha) < math.inf == conformal_threshold(np.arange(needed - 1), alpha)
+    assert len(calibration_split(images, 0.1, 0)[1]) >= needed > len(calibration_split(images - 1, 0.1, 0)[1])
+
+
+def test_bad_scores_are_refused():
+    with pytest.raises(ValueError, match="1 of 3 scores are not finite"):
+        conformal_threshold(np.array([1, np.nan, 2]), 0.1)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        conformal_threshold(np.arange(3), 1.5)
+
+
+def test_local_scale_finds_what_one_covariance_cannot():
+    """Half of the locations are three times as wild as the others, and their content says so: a quiet location that
+    turns wild is anomalous, though its values are common elsewhere."""
+    generator = torch.Generator().manual_seed(0)
+    h = torch.randn(60, 6, 8, 8, generator=generator).sign() * 0.7 + 0.1 * torch.randn(60, 6, 8, 8, generator=generator)
+    wild = h[:, :1] > 0
+    fields = torch.randn(60, 6, 8, 8, generator=generator) * torch.where(wild, 3.0, 1.0)
+    local = DENSITIES["local"].fit(fields[:40], h[:40])
+    v = local.log_scale(h[40:])
+    ratio = (v[wild[40:, 0]].mean() - v[~wild[40:, 0]].mean()).exp()
+    assert 7 < ratio < 11, "the variances differ by a factor of 9"
+    full = DENSITIES["full"].fit(fields[:40])
+    assert local.nll(fields[40:], h[40:]).mean() < full.nll(fields[40:]).mean() - 0.5, "likelier on images not seen"
+    excess = local.nll(fields[40:], h[40:]) - full.nll(fields[40:])
+    quiet = ~wild[40:, 0]
+    moved = torch.where(quiet, local.nll(3 * fields[40:], h[40:]) - full.nll(3 * fields[40:]), excess)
+    assert moved[quiet].mean() > excess[quiet].mean() + 5
+
+
+def test_local_scale_does_not_depend_on_units():
+    generator = torch.Generator().manual_seed(1)
+    h, fields = torch.randn(2, 30, 4, 6, 6, generator=generator, dtype=torch.float64)
+    nll, scaled = (DENSITIES["local"].fit(k * fields, h).nll(k * fields, h) for k in (1.0, 100.0))
+    assert torch.allclose(scaled - nll, torch.full_like(nll, 4 * math.log(100)), atol=1e-6)
+    # With a content that says nothing the scale is nearly one everywhere: the plain full covariance again.
+    full = DENSITIES["full"].fit(fields).nll(fields)
+    assert (nll - full).abs().mean() < 0.2 and abs(float((nll - full).mean())) < 0.05

@@ -1,0 +1,89 @@
+"""The cache of features: the same numbers with it and without it, whatever happens to its files."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from irf_lib.data.cache import FeatureCache
+from irf_lib.data.images import load_images
+from irf_lib.files import InputError
+from irf_lib.networks.backbones import build_backbone
+
+
+@pytest.fixture
+def paths(tmp_path) -> list[Path]:
+    """18 images of noise, more than are computed at a time."""
+    rng = np.random.default_rng(0)
+    paths = [tmp_path / f"{n:02d}.png" for n in range(18)]
+    for path in paths:
+        Image.fromarray(rng.integers(0, 256, (32, 40, 3), dtype=np.uint8)).save(path)
+    return paths
+
+
+@pytest.fixture
+def backbone():
+    return build_backbone("rgb", 4)
+
+
+def test_features_are_computed_once_and_in_order(tmp_path, paths, backbone):
+    expected = backbone(torch.from_numpy(load_images(paths, 32)))
+    cache = FeatureCache(tmp_path / "cache")
+    assert torch.equal(cache(paths, backbone, 32), expected) and (cache.hits, cache.misses) == (0, 18)
+    assert torch.equal(cache(paths[::-1], backbone, 32), expected.flip(0)) and (cache.hits, cache.misses) == (18, 18)
+    paths[0].rename(tmp_path / "renamed.png")
+    again = FeatureCache(tmp_path / "cache")  # in another process
+    assert torch.equal(again([tmp_path / "renamed.png"], backbone, 32), expected[:1]) and again.hits == 1
+    assert again([], backbone, 32).shape == (0, backbone.channels, 4, 4)
+
+
+def test_other_bytes_sizes_and_weights_are_other_entries(tmp_path, paths, backbone, monkeypatch):
+    cache = FeatureCache(tmp_path / "cache")
+    cache(paths[:1], backbone, 32)
+    cache(paths[:1], backbone, 64)
+    cache(paths[:1], build_backbone("rgb", 8), 32)
+    with monkeypatch.context() as patch:
+        patch.setattr(backbone, "fingerprint", lambda: "of other weights")
+        cache(paths[:1], backbone, 32)
+    paths[0].write_bytes(paths[1].read_bytes())
+    cache(paths[:1], backbone, 32)
+    assert (cache.hits, cache.misses) == (0, 5)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda data: b"",
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:-1] + bytes([data[-1] ^ 1]),
+        lambda data: data[:200] + b"\xff" * 9 + data[209:],
+        lambda data: b"\xff" * 64,
+        lambda data: data.replace(b"features", b"textures"),
+    ],
+    ids=["empty", "cut", "one bit", "header", "noise", "foreign"],
+)
+def test_a_damaged_entry_is_computed_again(tmp_path, paths, backbone, spoil):
+    cache = FeatureCache(tmp_path / "cache")
+    expected = cache(paths[:1], backbone, 32)
+    (entry,) = (tmp_path / "cache").glob("*/*/*")
+    entry.write_bytes(spoil(entry.read_bytes()))
+    assert torch.equal(cache(paths[:1], backbone, 32), expected) and (cache.hits, cache.misses) == (0, 2)
+    assert torch.equal(cache(paths[:1], backbone, 32), expected) and cache.hits == 1, "it was written again"
+
+
+def test_a_cache_that_cannot_be_written_costs_time_and_one_warning(tmp_path, paths, backbone):
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    cache = FeatureCache(tmp_path / "cache")
+    with pytest.warns(UserWarning, match="features are not kept from here on: .*cache") as warned:
+        first = cache(paths, backbone, 32)
+    assert len(warned) == 1 and torch.equal(cache(paths, backbone, 32), first) and cache.misses == 36
+
+
+def test_an_image_that_cannot_be_read_is_named(tmp_path, paths, backbone):
+    paths[3].write_bytes(b"not an image")
+    with pytest.raises(InputError, match="03.png"):
+        FeatureCache(tmp_path / "cache")(paths, backbone, 32)
+    with pytest.raises(InputError, match="gone.png"):
+        FeatureCache(tmp_path / "cache")([tmp_path / "gone.png"], backbone, 32)

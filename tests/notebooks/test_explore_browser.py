@@ -1,0 +1,197 @@
+"""Notebook 14 in a real browser: JupyterLab on 127.0.0.1, headless Chromium, a slider that moves and a picture that
+follows. Skipped, with the reason, where Chromium or its driver is not installed."""
+
+import contextlib
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("selenium", reason="the browser tests need the extra dev")
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
+
+from irf_lib.run.results import Run
+
+ROOT = Path(__file__).resolve().parents[2]
+BROWSER, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(
+    not (BROWSER and DRIVER), reason="no Chromium with chromedriver here (Debian: apt install chromium chromium-driver)"
+)
+TINY = {"backbone": "rgb", "image_size": 32, "feature_size": 8, "width": 64, "depth": 1, "steps": 20}
+FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run")
+PATIENCE = 180  # seconds, for a machine that does other things as well
+
+
+PANEL = "const panel = [...window.jupyterapp.shell.widgets('main')].find(one => one.sessionContext);"
+KERNEL_IS_IDLE = (
+    "if (!window.jupyterapp) return false;"
+    + PANEL
+    + "const session = panel && panel.sessionContext.session; return !!session && session.kernel?.status === 'idle';"
+)
+# Headless, no widget has the focus, and commands go to the one that has.
+RUN_ALL = PANEL + (
+    "window.jupyterapp.shell.activateById(panel.id); window.jupyterapp.commands.execute('notebook:run-all-cells');"
+)
+
+
+def write_parts(folder):
+    """A category with labels: grey ramps, and ramps with a red square."""
+    rng = np.random.default_rng(0)
+    for kind, n in {"train/good": 30, "test/good": 4, "test/square": 4}.items():
+        (folder / kind).mkdir(parents=True)
+        for i in range(n):
+            pixels = np.linspace(60, 180, 32)[None, :, None] + rng.normal(0, 8, (32, 32, 3))
+            if kind == "test/square":
+                pixels[8:16, 8 + i : 16 + i] += (80, -60, -60)
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / kind / f"{i}.png")
+
+
+@pytest.fixture(scope="module")
+def notebook(tmp_path_factory):
+    """A copy of the notebook whose parameters name a small run that has been trained."""
+    folder = tmp_path_factory.mktemp("lab")
+    write_parts(folder / "set" / "ramp")
+    given = {"data": str(folder / "set"), "out": str(folder / "out"), "settings": TINY, "device": "cpu"}
+    Run.open("03_train", category="", seed=0, **given).detector(progress=False)
+    copy = nbformat.read(ROOT / "notebooks" / "14_explore.ipynb", as_version=4)
+    at = next(i for i, cell in enumerate(copy.cells) if "parameters" in cell.metadata.get("tags", []))
+    source = "\n".join(f"{name} = {value!r}" for name, value in (given | {"alpha": 0.2}).items())
+    copy.cells.insert(at + 1, nbformat.v4.new_code_cell(source))
+    nbformat.write(copy, folder / "explore.ipynb")
+    return folder / "explore.ipynb"
+
+
+@pytest.fixture(scope="module")
+def lab(notebook):
+    """The address of a JupyterLab that serves the notebook's folder; ended by its own id."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    home = notebook.parent / "home"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HOME": str(home), "JUPYTER_CONFIG_DIR": str(home / "config"),
+                                "JUPYTER_RUNTIME_DIR": str(home / "runtime"), "OMP_NUM_THREADS": "1"}  # fmt: skip
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
+               "--ServerApp.port_retries=0", "--IdentityProvider.token=sesame", f"--notebook-dir={notebook.parent}",
+               "--LabApp.expose_app_in_browser=True", "--LabApp.news_url=None"]  # fmt: skip
+    log = notebook.parent / "lab.log"
+    with log.open("w") as file:
+        process = subprocess.Popen(command, env=environment, stdout=file, stderr=file, cwd=notebook.parent)
+    try:
+        wait_for(lambda: answers(f"http://127.0.0.1:{port}/api?token=sesame", process), log)
+        yield f"http://127.0.0.1:{port}/lab/tree/explore.ipynb?token=sesame"
+    finally:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=20)
+        process.kill()
+
+
+def answers(address, process):
+    assert process.poll() is None, "JupyterLab ended"
+    try:
+        return urllib.request.urlopen(address, timeout=5).status == 200
+    except OSError:
+        return False
+
+
+def wait_for(condition, log):
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, log.read_text()[-2000:]
+        time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def page(lab, tmp_path_factory):
+    """A browser in which every cell of the notebook has been run."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    for flag in (*FLAGS, "--window-size=1300,1500", f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    try:
+        driver.get(lab)
+        wait = WebDriverWait(driver, PATIENCE)
+        wait.until(lambda d: d.execute_script(KERNEL_IS_IDLE))
+        driver.execute_script(RUN_ALL)
+        wait.until(lambda d: d.find_elements(By.CSS_SELECTOR, "img.widget-image"))
+        wait.until(lambda d: d.execute_script(KERNEL_IS_IDLE))
+        yield driver
+    finally:
+        driver.quit()
+
+
+def control(page, label):
+    """The widget with this label: a slider, or a dropdown."""
+    boxes = page.find_elements(By.CSS_SELECTOR, ".widget-hslider, .widget-dropdown")
+    return next(box for box in boxes if box.find_element(By.CSS_SELECTOR, "label").text == label)
+
+
+def state(page):
+    """(verdict line without its time, picture) as they stand in the page."""
+    note = page.find_element(By.CSS_SELECTOR, ".widget-html-content").text
+    return re.sub(r"\(\d+ ms\)", "", note), page.find_element(By.CSS_SELECTOR, "img.widget-image").get_attribute("src")
+
+
+def after(page, act):
+    """(before, after): what the page shows before ``act`` and once it has followed."""
+    before = state(page)
+    act()
+    WebDriverWait(page, PATIENCE).until(lambda d: state(d)[1] != before[1])
+    WebDriverWait(page, PATIENCE).until(lambda d: d.execute_script(KERNEL_IS_IDLE))
+    return before, state(page)
+
+
+def test_no_cell_failed(page):
+    stderr = ".jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr']"
+    assert [one.text for one in page.find_elements(By.CSS_SELECTOR, stderr)] == []
+    text = page.find_element(By.CSS_SELECTOR, ".jp-Notebook").text
+    assert "Traceback" not in text
+
+
+def test_a_slider_moves_the_picture(page, tmp_path):
+    slider = control(page, "t")
+    handle = slider.find_element(By.CSS_SELECTOR, ".noUi-handle")
+    page.execute_script("arguments[0].scrollIntoView({block: 'center'})", slider)
+    before, now = after(page, lambda: handle.send_keys(Keys.ARROW_RIGHT))
+    assert "score" in before[0] and before[0] != now[0], "another timestep, another score"
+    assert slider.find_element(By.CSS_SELECTOR, ".widget-readout").text == "210"
+    picture = page.find_element(By.CSS_SELECTOR, "img.widget-image")
+    assert page.execute_script("return arguments[0].naturalWidth", picture) > 800
+    shot = tmp_path / "explore.png"
+    page.save_screenshot(str(shot))
+    with Image.open(shot) as file:
+        assert np.asarray(file.convert("L")).std() > 10, "something is on the screen"
+
+
+def test_alpha_moves_the_threshold_and_not_the_score(page):
+    score, limit = (r"score ([-\d.]+) nats", r"threshold ([-\d.]+)")
+    handle = control(page, "alpha").find_element(By.CSS_SELECTOR, ".noUi-handle")
+    before = state(page)
+    handle.send_keys(Keys.ARROW_RIGHT * 20)
+    wait = WebDriverWait(page, PATIENCE)
+    wait.until(lambda d: control(d, "alpha").find_element(By.CSS_SELECTOR, ".widget-readout").text == "0.40")
+    wait.until(lambda d: re.search(limit, state(d)[0])[1] != re.search(limit, before[0])[1])
+    wait.until(lambda d: d.execute_script(KERNEL_IS_IDLE))
+    now = state(page)
+    assert re.search(score, before[0])[1] == re.search(score, now[0])[1]
+    assert float(re.search(limit, now[0])[1]) < float(re.search(limit, before[0])[1])
+
+
+def test_a_density_is_chosen_from_the_list(page):
+    options = control(page, "density").find_elements(By.TAG_NAME, "option")
+    before, now = after(page, lambda: next(one for one in options if one.text == "standard").click())
+    assert before[0] != now[0]

@@ -1,0 +1,90 @@
+"""The book: its contents, what it is laid out from and, where `make book` has built it, the site in a browser."""
+
+import functools
+import http.server
+import re
+import runpy
+import shutil
+import threading
+from pathlib import Path
+from urllib.parse import unquote, urldefrag
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+SITE = ROOT / "book" / "_build" / "html"
+NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+
+
+def test_contents_hold_every_notebook_in_order_and_nothing_is_executed():
+    notebooks, folders = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())["parts"]
+    assert [chapter["file"] for chapter in notebooks["chapters"]] == [f"notebooks/{name}" for name in NOTEBOOKS]
+    assert all((ROOT / f"{chapter['file']}.md").exists() for chapter in folders["chapters"])
+    assert yaml.safe_load((ROOT / "book" / "_config.yml").read_text())["execute"] == {"execute_notebooks": "off"}
+
+
+def test_the_first_run_with_provenance_gives_the_copy(tmp_path):
+    pages = runpy.run_path(str(ROOT / "book" / "pages.py"))
+    pages["executed"].__globals__["ROOT"] = tmp_path
+    for folder in ("old", "new/shop/nut/seed0", "new/shop/bolt/seed0", "new/shop/bolt/seed1"):
+        (tmp_path / "results" / folder / "notebooks").mkdir(parents=True)
+        (tmp_path / "results" / folder / "notebooks" / "05_x.ipynb").touch()
+        (tmp_path / "results" / folder / "provenance").mkdir()
+        if folder != "old":
+            (tmp_path / "results" / folder / "provenance" / "05_x.json").touch()
+    found = pages["executed"]("05_x", ["old", "new"])
+    assert found == tmp_path / "results/new/shop/bolt/seed0/notebooks/05_x.ipynb"
+    assert pages["executed"]("05_x", ["old"]) is None
+
+
+@pytest.fixture(scope="module")
+def pages() -> dict[Path, str]:
+    """The text of every page of the site."""
+    if not all((SITE / "notebooks" / f"{name}.html").exists() for name in NOTEBOOKS):
+        pytest.skip("the site is not built, or of other notebooks; `make book` builds it")
+    return {path: path.read_text() for path in SITE.rglob("*.html") if "_static" not in path.parts}
+
+
+def test_no_page_loads_from_elsewhere_and_no_link_is_broken(pages):
+    places = {path: set(re.findall(r'\sid="([^"]*)"', text)) for path, text in pages.items()}
+    for path, text in pages.items():
+        if path.name == "index.html":
+            continue  # leads on to the README's page
+        assert "CC BY-NC-SA 4.0" in text, f"{path} names the images' licence"
+        loaded = re.findall(r'\ssrc="([^"]+)"|<link[^>]*\shref="([^"]+)"', text)
+        assert not [url for pair in loaded for url in pair if re.match(r"(?!data:)[a-z]+:|//", url)], path
+        for url in re.findall(r'\s(?:src|href)="(?![a-z]+:|//)([^"]*)"', text):
+            file, place = urldefrag(url)
+            target = (path.parent / unquote(file.split("?")[0])).resolve() if file else path
+            assert target.exists(), f"{path} refers to {url}"
+            if place and target in pages and path.stem not in ("genindex", "search"):
+                assert unquote(place) in places[target], f"{path} refers to {url}"
+
+
+@pytest.mark.parametrize("page", ["README", "notebooks/06_timestep_invariance"])
+def test_a_page_is_rendered_without_a_network(pages, page, tmp_path):
+    webdriver = pytest.importorskip("selenium.webdriver")
+    chromium, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
+    if not (chromium and driver):
+        pytest.skip("no chromium and chromedriver; on Debian: apt install chromium chromium-driver")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=SITE)
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in ("headless", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", f"user-data-dir={tmp_path}"):
+        options.add_argument(f"--{flag}")
+    options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
+    with (
+        http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server,
+        webdriver.Chrome(options=options, service=webdriver.ChromeService(driver)) as browser,
+    ):
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        browser.get(f"http://127.0.0.1:{server.server_port}/{page}.html")
+        browser.execute_async_script("window.MathJax ? MathJax.startup.promise.then(arguments[0]) : arguments[0]()")
+        images = browser.execute_script("return [...document.querySelectorAll('article img')].map(i => i.naturalWidth)")
+        count = "return document.querySelectorAll(arguments[0]).length"
+        assert all(images) and (images or page != "README")
+        assert browser.execute_script(count, "article .math") == browser.execute_script(count, "article mjx-container")
+        assert not browser.execute_script(count, "mjx-merror")
+        assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth"), "wider than it is"
+        server.shutdown()

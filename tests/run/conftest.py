@@ -1,0 +1,130 @@
+"""A project folder of its own with two small categories, and the command line as a function."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from irf_lib.run.commands import app
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = {
+    "backbone": "rgb", "image_size": 32, "feature_size": 4, "patch_size": 2, "width": 64, "depth": 1, "steps": 12,
+    "precision": "fp32",
+}  # fmt: skip
+NOTEBOOK = """
+from irf_lib.run.results import Run
+run = Run.open("{stage}", preset=preset, data=data, category=category, seed=seed, test=test, settings=settings,
+               reading=reading, out=out, device=device)
+detector = run.detector(progress=False)
+"""
+SCORE = """
+test_set = run.test_set(detector)
+import pandas as pd
+row, interval, images = run.row(test_set, "irf", detector.read(test_set.x0))
+run.save_table(pd.DataFrame([row]).drop(columns=["train_s", "ms_per_image", "commit"]), "metrics.csv")
+run.save_table(images, "image_scores.csv")
+"""
+PARAMETERS = (
+    'preset: str = "quick"; seed: int = 0; settings: dict = {}; reading: dict = {}; device: str = "auto"\n'
+    + "".join(f'{name}: str = ""\n' for name in ("data", "category", "test", "out"))
+)
+
+
+def _picture(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
+
+
+def category(folder: Path, rng: np.random.Generator) -> None:
+    """15 good images to train on, 4 good and 4 with a hole to test, in MVTec AD layout."""
+    mask = np.zeros((32, 32))
+    mask[8:16, 8:16] = 255
+    for i in range(15):
+        _picture(folder / "train" / "good" / f"{i:02d}.png", 128 + 12 * rng.standard_normal((32, 32, 3)))
+    for kind, size in (("good", 0), ("hole", 60 / 255)):
+        for i in range(4):
+            pixels = 128 + 12 * rng.standard_normal((32, 32, 3)) + size * mask[..., None]
+            _picture(folder / "test" / kind / f"{i}.png", pixels)
+            if size:
+                _picture(folder / "ground_truth" / kind / f"{i}_mask.png", mask)
+
+
+@pytest.fixture(scope="session")
+def photograph():
+    """Grey ramps of varying brightness, 40 x 30 pixels, in a folder; a defect is a red square."""
+
+    def take(folder: Path, n: int, seed: int = 0, defect: bool = False) -> Path:
+        rng = np.random.default_rng(seed)
+        for i in range(n):
+            pixels = np.linspace(60, 180, 40)[None, :, None] + rng.normal(0, 15) + rng.normal(0, 4, (30, 40, 3))
+            if defect:
+                r, c = rng.integers(2, 20), rng.integers(2, 30)
+                pixels[r : r + 8, c : c + 8] += (80, -60, -60)
+            _picture(folder / f"{i:02d}.png", pixels)
+        return folder
+
+    return take
+
+
+def write_notebook(path: Path, *cells: str) -> Path:
+    """A notebook of code cells; the first one holds the parameters."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    code = [
+        {"cell_type": "code", "id": f"c{i}", "execution_count": None, "outputs": [], "source": source, "metadata": {}}
+        for i, source in enumerate(cells)
+    ]
+    code[0]["metadata"] = {"tags": ["parameters"]}
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    path.write_text(json.dumps({"cells": code, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    return TINY
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """The working directory: our library and workflow, notebooks 03 and 05 cut short, two categories in parts/."""
+    for name in ("irf_lib", "workflow"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    for stage, more in (("03_train", ""), ("05_score_and_detect", SCORE)):
+        body = NOTEBOOK.format(stage=stage)
+        write_notebook(tmp_path / "notebooks" / f"{stage}.ipynb", PARAMETERS, body, more or "pass", "run.finish()")
+    rng = np.random.default_rng(0)
+    for name in ("bolt", "nut"):
+        category(tmp_path / "parts" / name, rng)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("IRF_PARENT", raising=False)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def notebook():
+    return write_notebook
+
+
+@pytest.fixture(scope="session")
+def main():
+    """The command line: arguments -> exit status."""
+
+    def run(*arguments) -> int:
+        with pytest.raises(SystemExit) as end:
+            app([str(one) for one in arguments], prog_name="python -m irf_lib")
+        return end.value.code or 0
+
+    return run
+
+
+@pytest.fixture
+def trainings(monkeypatch):
+    """A list that grows by one with every training."""
+    from irf_lib import detector
+
+    done, train = [], detector.train
+    monkeypatch.setattr(detector, "train", lambda *given, **more: done.append(1) or train(*given, **more))
+    return done

@@ -1,0 +1,204 @@
+"""The command line: exit statuses, what retrains and what does not, and what an attack found."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from irf_lib import diffusion
+from irf_lib.run import parts, results
+
+TINY = ["backbone=rgb", "image_size=32", "feature_size=8", "width=64", "depth=1", "steps=40", "precision=fp32"]
+SETS = [word for one in TINY for word in ("--set", one)]
+
+
+@pytest.fixture
+def photographs(tmp_path, photograph):
+    return lambda name, n, **more: photograph(tmp_path / name, n, **more)
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory, main, photograph):
+    folder = tmp_path_factory.mktemp("fitted")
+    assert main("fit", photograph(folder / "good", 60), "--out", folder / "model", *SETS) == 0
+    return folder
+
+
+@pytest.fixture
+def model(fitted, tmp_path):
+    """A copy of a fitted model, with good/ beside it."""
+    shutil.copytree(fitted, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "model"
+
+
+def test_fit_and_score_by_their_exit_status(photographs, model, main, tmp_path, capsys):
+    good, bad, out = photographs("new", 4, seed=1), photographs("bad", 4, seed=2, defect=True), tmp_path / "r"
+    assert [path.name for path in model.iterdir()] == ["detector.safetensors"]
+    assert main("score", model, bad, good, "--out", out, "--worst", 3) == 1, "something is flagged"
+    said = capsys.readouterr().out
+    assert "8 images: " in said and "false-alarm rate 0.05" in said and f"done: {out}/report.html" in said
+    assert main("score", model / "detector.safetensors", good, "--out", out, "--alpha", 0.048) == 0, "nothing is"
+    (good / "x.png").write_bytes(b"no picture")
+    assert main("score", model, good, bad, "--out", out, "--overlays", "flagged") == 2, "one cannot be read"
+    assert "error: " in capsys.readouterr().err and len(list((out / "overlays").rglob("*.jpg"))) == 4
+    assert len(pd.read_csv(out / "scores.csv")) == 9
+
+
+def test_another_reading_or_alpha_trains_nothing(photographs, model, main, tmp_path, trainings, capsys):
+    good, bad, out = tmp_path / "good", photographs("bad", 4, seed=2, defect=True), tmp_path / "r"
+    seen = set()
+    for words in (
+        [],
+        ["--set", "t=300"],
+        ["--set", "density=diagonal"],
+        ["--set", "image_score=max"],
+        ["--alpha", 0.1],
+    ):
+        assert main("fit", good, "--out", model, *SETS, *words) == 0
+        assert main("score", model, bad, "--out", out) == 1
+        facts = json.loads((out / "scores.json").read_text())
+        seen.add((facts["threshold"], facts["alpha"]))
+        assert main("score", model, bad, "--out", out, "--alpha", 0.2) == 1
+        assert json.loads((out / "scores.json").read_text())["alpha"] == 0.2
+    assert not trainings and len(seen) == 5 and {alpha for _, alpha in seen} == {0.05, 0.1}
+    before = (model / "detector.safetensors").stat().st_mtime_ns
+    assert main("fit", good, "--out", model, *SETS, "--alpha", 0.1) == 0
+    assert (model / "detector.safetensors").stat().st_mtime_ns == before, "the same fit is not even written"
+    capsys.readouterr()
+    assert main("fit", good, "--out", model, *SETS, "--set", "steps=9") == 2
+    assert "holds another model; choose another folder, or --force it" in capsys.readouterr().err
+    assert main("fit", good, "--out", model, *SETS, "--set", "steps=9", "--force") == 0 and len(trainings) == 1
+
+
+def test_a_model_that_was_edited_is_refused(photographs, model, main, tmp_path, capsys):
+    path, bad = model / "detector.safetensors", photographs("bad", 3, seed=2, defect=True)
+    whole = path.read_bytes()
+    for content in (whole.replace(b'\\"t\\": 200', b'\\"t\\": 900'), whole[:-5], b"", whole[:500] + b"x" + whole[501:]):
+        assert content != whole
+        path.write_bytes(content)
+        assert main("score", model, bad, "--out", tmp_path / "r") == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: ") and said.count("\n") == 1 and "detector.safetensors" in said
+    assert (
+        main("fit", tmp_path / "good", "--out", model, *SETS) == 2 and "--force replaces it" in capsys.readouterr().err
+    )
+    assert not (tmp_path / "r").exists()
+
+
+def test_few_good_images_are_a_warning_that_says_what_helps(photographs, main, tmp_path, capsys):
+    bad, out = photographs("bad", 4, seed=2, defect=True), tmp_path / "r"
+    assert main("fit", photographs("few", 20), "--out", tmp_path / "m", *SETS) == 0
+    assert "warning: a false-alarm rate of 0.05 needs" in capsys.readouterr().err
+    assert main("score", tmp_path / "m", bad, "--out", out) == 0, "it cannot flag"
+    assert (
+        "nothing will be flagged" in capsys.readouterr().err
+        and "Nothing can be flagged" in (out / "report.html").read_text()
+    )
+    assert main("score", tmp_path / "m", bad, "--out", out, "--alpha", "0.1429") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("score model nowhere --out r", "nowhere: no such file or folder"),
+        ("score empty good.png --out r", "empty/detector.safetensors is missing"),
+        ("fit two --out m", "at least 3 good images"),
+        ("fit set --out m", "holds 2 categories (a, b); name the folder of one"),
+        ("fit two --out two/m", "two/m lies inside two"),
+        ("fit two --out m --set t=yes", "wrong reading: t: Input should be a valid integer (got 'yes')"),
+        ("fit two --out m --set image_size=8192", "image_size: Input should be less than or equal to 2048"),
+        ("fit two --out m --set t", "--set takes NAME=VALUE, got 't'"),
+        ("fit two --out m --device abacus", "device: device 'abacus' is not available here"),
+        ("score model good.png --out r --device abacus", "device 'abacus' is not available here"),
+        ("data download nothing", "there is no data set 'nothing' to download"),
+        ("data download mvtec_ad --to new", "is given out by its owner only"),
+        ("notebook 99", "there is no notebook 99"),
+        ("notebook 05 -p out=.", "out . is, holds or lies in"),
+        ("notebook 05 -p category=01", "no category '01'"),
+        ("run nothing", "name quick, reference, paper, or a YAML file of yours"),
+    ],
+)
+def test_a_wrong_command_is_one_sentence(words, said, project, main, photographs, capsys, monkeypatch):
+    (project / "empty").mkdir()
+    for name, n in (("two", 2), ("set/a/train/good", 1), ("set/b/train/good", 1), ("one", 1)):
+        photographs(name, n)
+    (project / "one" / "00.png").rename(project / "good.png")
+    if words.endswith("category=01"):
+        words += " -p data=parts"
+    assert main(*words.split()) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and said in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words", ["score m x.png", "score m x.png --out r --worst -1", "fit x --out m --alpha 2", "no"]
+)
+def test_an_option_that_cannot_be_is_refused(words, main, capsys):
+    assert main(*words.split()) == 2 and "Usage: " in capsys.readouterr().err
+
+
+def test_whatever_goes_wrong_while_scoring_is_not_exit_status_1(model, main, tmp_path, monkeypatch, capsys):
+    words = ("score", model, tmp_path / "good", "--out", tmp_path / "r")
+    for error in (ZeroDivisionError("unforeseen"), OSError("unforeseen"), results.InputError("unforeseen")):
+        monkeypatch.setattr(parts, "inspect", lambda *_, error=error, **__: (_ for _ in ()).throw(error))
+        assert main(*words) == 2 and "unforeseen" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    monkeypatch.undo()
+    assert main(*words[:-1], tmp_path / "file" / "r") == 2 and "file" in capsys.readouterr().err
+
+
+def test_an_interrupted_fit_says_what_is_true(photographs, main, tmp_path, monkeypatch, capsys):
+    words = ("fit", photographs("good", 20), "--out", tmp_path / "m", *SETS)
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(diffusion, "ddpm_loss", interrupt)
+        assert main(*words) == 130
+    said = capsys.readouterr().err
+    assert "interrupted" in said and "checkpoint" not in said, "nothing was kept"
+    with monkeypatch.context() as patch:
+        patch.setattr("irf_lib.detector.Detector._normal", interrupt)
+        assert main(*words) == 130
+    said = capsys.readouterr().err
+    assert f"a checkpoint was kept, the same command resumes: {tmp_path / 'm' / 'detector.checkpoint'}" in said
+    assert main(*words) == 0 and "checkpoint" not in capsys.readouterr().err
+
+
+def test_data_check_names_leaks(project, main, capsys):
+    assert main("data", "check", "--data", "parts") == 0 and "no image is there twice" in capsys.readouterr().out
+    (project / "parts/bolt/test/good/9.png").write_bytes((project / "parts/bolt/train/good/03.png").read_bytes())
+    assert main("data", "check", "--data", "parts") == 2
+    assert "test/good/9.png: a test image that is byte for byte the training image" in capsys.readouterr().out
+    assert main("data", "list", "--data", "parts") == 0 and "bolt" in capsys.readouterr().out
+
+
+def test_a_notebook_goes_beside_its_results(project, main, tiny):
+    words = ["-p", "data=parts", "-p", "category=nut", "-p", f"settings={tiny}", "-p", "out=results/x"]
+    assert main("notebook", "05", *words) == 0
+    folder = project / "results/x/parts/nut/seed0"
+    assert {path.name for path in folder.iterdir()} == {
+        "detector.safetensors", "metrics.csv", "image_scores.csv", "notebooks", "provenance"
+    }  # fmt: skip
+    assert (folder / "notebooks" / "05_score_and_detect.ipynb").is_file()
+
+
+def test_train_makes_what_03_loads(project, main, tiny, trainings):
+    pytest.importorskip("accelerate")
+    sets = [word for name, value in tiny.items() for word in ("--set", f"{name}={value}")]
+    assert main("train", "--data", "parts", "--category", "nut", "--out", "results/x", "--cpu", *sets) == 0
+    given = {"data": "parts", "category": "nut", "seed": 0, "settings": tiny, "out": "results/x", "device": "cpu"}
+    results.Run.open("03_train", **given).detector(progress=False)
+    assert len(trainings) == 1
+
+
+def test_help_is_quick_and_needs_no_torch():
+    code = (
+        "import sys; from irf_lib.run.commands import app; sys.exit(any(m in sys.modules for m in ('torch', 'pandas')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], env=os.environ).returncode == 0

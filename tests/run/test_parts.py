@@ -1,0 +1,157 @@
+"""One's own parts from Python: which images, what is found, what is written and what is left alone."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from irf_lib import Settings
+from irf_lib.files import InputError, printable
+from irf_lib.run import parts as own_parts
+
+TINY = {"backbone": "rgb", "image_size": 32, "feature_size": 8, "width": 64, "depth": 1, "steps": 40}
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory, photograph):
+    return photograph(tmp_path_factory.mktemp("parts") / "good", 60, seed=0)
+
+
+@pytest.fixture(scope="module")
+def detector(good):
+    images = own_parts.good_images(good)
+    return own_parts.fit_model(images, good.parent / "m.safetensors", Settings(**TINY), device="cpu", progress=None)
+
+
+@pytest.fixture(scope="module")
+def scored(good, detector, photograph):
+    """A folder of good parts and one of defective ones, scored together."""
+    photograph(good.parent / "incoming" / "shift 1", 10, seed=1)
+    photograph(good.parent / "incoming" / "shift 2" / "line <b>", 6, seed=2, defect=True)
+    images = own_parts.find_images([good.parent / "incoming"])
+    own_parts.inspect(detector, images, good.parent / "report", worst=5, progress=None)
+    return good.parent / "report"
+
+
+def inspect(detector, source, out, **more):
+    images = own_parts.find_images([source], leave_out=out / "overlays")
+    result = own_parts.inspect(detector, images, out, progress=None, **more)
+    return result, pd.read_csv(out / "scores.csv", keep_default_na=False).set_index("image")
+
+
+def test_the_table_names_every_image_and_its_verdict(scored):
+    table = pd.read_csv(scored / "scores.csv")
+    assert tuple(table.columns) == own_parts.COLUMNS and len(table) == 16
+    defective = table.image.str.startswith("shift 2/line <b>/")
+    assert defective.sum() == 6 and (table[defective].verdict == "flagged").all()
+    assert (table[~defective].verdict == "passed").mean() >= 0.7
+    assert ((table.score > table.threshold) == (table.verdict == "flagged")).all()
+    assert ((table.p_value <= 0.05) == (table.verdict == "flagged")).all()
+    facts = json.loads((scored / "scores.json").read_text())
+    assert (facts["n"], facts["flagged"], facts["alpha"]) == (16, (table.verdict == "flagged").sum(), 0.05)
+    assert sorted(path.name for path in scored.iterdir()) == ["overlays", "report.html", "scores.csv", "scores.json"]
+
+
+def test_the_page_is_one_file_and_escapes_names(scored):
+    page = (scored / "report.html").read_text()
+    sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
+    assert len(sources) == 1 + 2 * 5 and all(source.startswith("data:image/") for source in sources)
+    assert "http" not in re.sub(r"base64,[^\"]*", "", page), "nothing is asked for from elsewhere"
+    assert "line &lt;b&gt;/" in page and "line <b>" not in page
+    assert len(list((scored / "overlays").rglob("*.jpg"))) == 16
+    with Image.open(scored / "overlays" / "shift 2" / "line <b>" / "00.png.jpg") as file:
+        assert file.size == (40, 30), "as its picture"
+    assert page.count("<figure") == page.count("shift 2/line &lt;b&gt;/") == 5, "the worst are the defective ones"
+
+
+def test_names_of_any_kind_lose_no_result_and_are_no_formula(detector, tmp_path, photograph):
+    source = photograph(tmp_path / "in", 9, seed=3)
+    names = [b"b\xe9d.png", b"a b.png", b"it's.png", "ä.png".encode(), b"=1+1.png", b"+x.png", b"-x.png", b"@x.png"]
+    names += [b"\x1b[31mred.png"]
+    for i, name in enumerate(names):
+        (source / f"{i:02d}.png").rename(os.fsdecode(os.path.join(os.fsencode(source), name)))
+    Path(os.fsdecode(os.path.join(os.fsencode(source), b"dama\xffged.png"))).write_bytes(b"no image")
+    result, table = inspect(detector, source, tmp_path / "out")
+    assert {"b\\xe9d.png", "ä.png", "'=1+1.png", "'+x.png", "'-x.png", "'@x.png", "\\x1b[31mred.png"} < set(table.index)
+    assert table.verdict["dama\\xffged.png"] == "unreadable" and "dama\\xffged.png" in table.message["dama\\xffged.png"]
+    assert (table.verdict != "unreadable").sum() == 9 and result.count("unreadable") == 1
+    assert len(list((tmp_path / "out" / "overlays").iterdir())) == 9
+    assert "b\\xe9d.png" in (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert result.name(source / "\x1b[31mred.png") == printable("\x1b[31mred.png")
+
+
+def test_results_are_replaced_together_and_other_peoples_files_stay(detector, tmp_path, monkeypatch, photograph):
+    source, out = photograph(tmp_path / "in", 3, seed=3), tmp_path / "in" / "report"
+    inspect(detector, source, out)
+    (out / "overlays" / "mine.png.jpg").write_bytes(b"somebody's")
+    before = {path: path.read_bytes() for path in out.rglob("*.*")}
+    monkeypatch.setattr(own_parts, "_page", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        inspect(detector, source, out)
+    assert {path: path.read_bytes() for path in out.rglob("*.*")} == before, "all or nothing, and nothing else is left"
+    monkeypatch.undo()
+    (source / "00.png").unlink()
+    _, table = inspect(detector, source, out, overlays="all")
+    assert list(table.index) == ["01.png", "02.png"], "the report among the images is not scored"
+    assert {path.name for path in (out / "overlays").iterdir()} == {"01.png.jpg", "02.png.jpg", "mine.png.jpg"}
+    facts = json.loads((out / "scores.json").read_text())
+    (tmp_path / "precious.jpg").write_text("x")
+    (out / "scores.json").write_text(json.dumps(facts | {"overlays": ["../../../precious.jpg", "01.png.jpg"]}))
+    inspect(detector, source, out, overlays="none")
+    assert (tmp_path / "precious.jpg").exists(), "a list that was edited reaches nothing elsewhere"
+    assert {path.name for path in (out / "overlays").iterdir()} == {"02.png.jpg", "mine.png.jpg"}
+
+
+def test_an_unreadable_image_stops_no_other(detector, tmp_path, photograph):
+    source = photograph(tmp_path / "in", 3, seed=3)
+    (source / "01b.png").write_bytes(b"not a picture")
+    (source / ".hidden.png").write_bytes(b"left out")
+    Image.new("RGB", (1, 1)).save(source / "dot.png")
+    (source / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    _, table = inspect(detector, source, tmp_path / "r", overlays="none")
+    assert table.index.tolist() == ["00.png", "01.png", "01b.png", "02.png", "dot.png", "gone.png"]
+    unreadable = table[table.verdict == "unreadable"]
+    assert {"01b.png", "gone.png"} <= set(unreadable.index) and not set(unreadable.index) & {"00.png", "02.png"}
+    assert all(name in message for name, message in unreadable.message.items())
+    assert not (tmp_path / "r" / "overlays").exists()
+    assert "01b.png: not a readable" in (tmp_path / "r" / "report.html").read_text()
+
+
+def test_an_image_that_disappears_after_its_score_keeps_it(detector, tmp_path, monkeypatch, photograph):
+    source, read = photograph(tmp_path / "in", 4, seed=3), own_parts._read
+
+    def and_remove(*given):
+        found = read(*given)
+        (source / "01.png").unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(own_parts, "_read", and_remove)
+    _, table = inspect(detector, source, tmp_path / "r")
+    assert (table.score != "").all() and "scored, but without a picture" in table.message["01.png"]
+    assert (tmp_path / "r" / "report.html").read_text().count("<figure") == 3
+
+
+def test_which_images(good, tmp_path, monkeypatch, photograph):
+    monkeypatch.chdir(good)
+    given = [good, good / "03.png", Path("04.png"), Path("../good/05.png")]
+    assert own_parts.find_images(given) == sorted(good.glob("*.png")), "each once"
+    source = photograph(tmp_path / "in", 2, seed=3)
+    (source / "c.webp").write_bytes(b"x")
+    (source / "notes.txt").write_text("x")
+    (source / "loop").symlink_to(source)
+    (source / "linked").symlink_to(photograph(tmp_path / "elsewhere", 1, seed=4))
+    with pytest.warns(UserWarning, match=r"1 files of another type are left out \(c.webp\)"):
+        found = own_parts.find_images([source])
+    assert [path.relative_to(source).as_posix() for path in found] == ["00.png", "01.png", "linked/00.png"]
+    (tmp_path / "empty").mkdir()
+    for place, words in (
+        ("missing.png", "no such file"),
+        ("empty", "no image there"),
+        ("in/notes.txt", "not an image"),
+    ):
+        with pytest.raises(InputError, match=words):
+            own_parts.find_images([tmp_path / place])

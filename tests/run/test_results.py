@@ -1,0 +1,258 @@
+"""Run: parameters, the folder and what it is bound to, detectors trained once, tables that vouch for themselves."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from irf_lib import metrics
+from irf_lib.conformal import Scores
+from irf_lib.files import InputError, file_sha256
+from irf_lib.run import results
+from irf_lib.run.provenance import code_hash, credit, dataset_name, vouched
+from irf_lib.run.results import METRIC_COLUMNS, Run
+
+
+@pytest.fixture
+def open_run(project, tiny):
+    def opened(stage="05_score_and_detect", **changes):
+        given = {"data": "parts", "category": "bolt", "seed": 0, "test": "", "settings": tiny, "reading": {}}
+        return Run.open(stage, **given | {"out": "results/mine", "device": "cpu"} | changes)
+
+    return opened
+
+
+def scored(run, **more):
+    detector = run.detector(progress=False)
+    test = run.test_set(detector)
+    rows = run.row(test, "irf", detector.read(test.x0), **more)
+    run.save_table(pd.DataFrame([rows[0]]), "metrics.csv")
+    run.finish()
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"preset": "fast"}, "there is no preset 'fast', there are quick, reference, paper"),
+        ({"seed": True}, "seed: Input should be a valid integer"),
+        ({"settings": {"t": 300}}, "wrong settings: t: Extra inputs"),
+        ({"settings": {"width": 32}}, "wrong settings: together: .*width"),
+        ({"reading": {"t": True}}, "wrong reading: t: Input should be a valid integer"),
+        ({"device": "abacus"}, "device: device 'abacus' is not available here"),
+        ({"category": "bold"}, r"no category 'bold' \(did you mean 'bolt'\?\)"),
+        ({"data": "nowhere"}, "nowhere: no such folder"),
+    ],
+)
+def test_wrong_parameters_are_one_sentence(open_run, changes, words):
+    with pytest.raises(InputError, match=words) as error:
+        open_run(**changes)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "out", [".", "..", "irf_lib", "irf_lib/run", "notebooks/x", "data/mine", "parts", "parts/bolt/out", ".git/x"]
+)
+def test_no_results_among_sources_or_data(open_run, project, out):
+    before = sorted(project.rglob("*"))
+    with pytest.raises(InputError, match="is, holds or lies in .*choose another out"):
+        open_run(out=out)
+    assert sorted(project.rglob("*")) == before
+
+
+def test_a_folder_holds_one_preset_and_one_settings_but_any_reading(open_run, tiny):
+    assert open_run().top.joinpath("run.json").is_file()
+    assert open_run(reading={"t": 300}).reading.t == 300
+    for changes, words in (
+        ({"preset": "reference"}, "preset: 'quick' there, 'reference' now"),
+        ({"settings": tiny | {"steps": 13, "lr": 0.1}}, "steps: 12 there, 13 now; lr: .* there, 0.1 now"),
+    ):
+        with pytest.raises(InputError, match=f"holds results of other settings .*{words}.*choose another out"):
+            open_run(**changes)
+    gathering = Run.open("15_results", preset="quick", out="results/mine")
+    assert gathering.settings.steps == 12 and gathering.folder == gathering.top, "it works with the folder's"
+    assert Run.open("15_results", preset="quick", out="results/new").settings.steps == 100
+    assert not (gathering.root / "results/new").exists(), "and binds nothing"
+
+
+def test_two_runs_that_start_at_once_with_other_settings_do_not_both_finish(open_run, tiny):
+    first = open_run()
+    first.top.joinpath("run.json").unlink()
+    second = open_run(settings=tiny | {"steps": 13})
+    with pytest.raises(InputError, match="steps: 13 there, 12 now"):
+        first.finish()
+    second.finish()
+
+
+def test_folders(open_run):
+    run = open_run(seed=3)
+    assert run.show(run.folder) == "results/mine/parts/bolt/seed3" == run.show(run.home)
+    unified = open_run(category="unified", test="nut")
+    assert unified.show(unified.home) == "results/mine/parts/unified/seed0"
+    assert unified.folder == unified.home / "nut" and unified.category.name == "nut"
+    assert len(unified.training) == 30 and unified.label == "nut, seed 0 (unified)"
+    data = Run.open("01_data", data="parts", category="", out="results/mine")
+    assert data.show(data.folder) == "results/mine/parts/bolt"
+    assert Run.open("12_speed", data="parts", out="results/mine").category.name == "bolt"
+
+
+def test_a_detector_is_trained_once_whatever_reads_it(open_run, trainings):
+    scores = {}
+    for reading in ({}, {"t": 300}, {"density": "diagonal"}, {"image_score": "max"}, {"input": "clean"}, {}):
+        run = open_run(reading=reading)
+        detector = run.detector(progress=False)
+        scores[str(reading)] = detector.read(run.test_set(detector).x0).scores
+        assert detector.reading == run.reading and len(detector.good[0]) == 10
+    assert len(trainings) == 1 and len({tuple(one) for one in scores.values()}) == 5
+    assert [path.name for path in run.home.iterdir()] == ["detector.safetensors"], "no checkpoint is left"
+    assert open_run(seed=1).detector(progress=False) and len(trainings) == 2
+
+
+def test_a_detector_is_not_trusted_for_other_images_or_code(open_run, project, trainings, monkeypatch):
+    path = open_run().home / "detector.safetensors"
+    open_run().detector(progress=False)
+    shutil.copy(project / "parts/nut/train/good/00.png", project / "parts/bolt/train/good/00.png")
+    open_run().detector(progress=False)
+    assert len(trainings) == 2
+    path.write_bytes(path.read_bytes()[:-1])
+    open_run().detector(progress=False)
+    assert len(trainings) == 3, "a damaged one is made again"
+    monkeypatch.setattr(results, "training_code", lambda: "edited")
+    open_run().detector(progress=False)
+    assert len(trainings) == 4
+
+
+def test_a_variant_is_kept_apart_and_trained_once(open_run, trainings):
+    run = open_run()
+    made = [run.variant("small", {"steps": 3}) for _ in range(2)]
+    assert len(trainings) == 1 and len(made[1].history) == 3 and len(run.detector(progress=False).history) == 12
+    assert (run.home / "variants" / "small.safetensors").is_file()
+    with pytest.raises(InputError, match="wrong settings: steps"):
+        run.variant("odd", {"steps": "many"})
+
+
+def test_what_code_does_is_hashed_and_not_what_it_says(tmp_path):
+    texts = [
+        '"""Doc."""\ndef f(x):\n    """Says."""\n    return x  # why\n',
+        '"""Other."""\n\n\ndef f(x):\n    return (x)\n',
+        "def f(x):\n    return x + 1\n",
+    ]
+    hashes = []
+    for text in texts:
+        (tmp_path / "a.py").write_text(text)
+        hashes.append(code_hash([tmp_path / "a.py"]))
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_data_are_hashed_once_per_run_and_again_when_they_change(open_run, project, monkeypatch):
+    taken, whole = [], results.category_hash
+    monkeypatch.setattr(results, "category_hash", lambda one: taken.append(one.name) or whole(one))
+    first = open_run()._hashes(open_run().category)
+    assert open_run()._hashes(open_run().category) == first and taken == ["bolt"]
+    (project / "parts/bolt/test/good/0.png").rename(project / "parts/bolt/test/good/9.png")
+    second = open_run()._hashes(open_run().category)
+    assert second["all"] != first["all"] and second["train"] == first["train"] and taken == ["bolt", "bolt"]
+
+
+def test_a_unified_detector_has_held_out_images_of_each_category(open_run):
+    run = open_run(category="unified", test="nut")
+    detector = run.detector(progress=False)
+    nuts = run.held_out_images(detector)
+    bolts = open_run(category="unified", test="bolt").held_out_images(detector)
+    assert len(nuts) + len(bolts) == len(detector.calibration_index) and nuts.shape[1:] == (3, 32, 32)
+    row, _, _ = run.row(run.test_set(detector), "irf", detector.read(run.test_set(detector).x0))
+    assert row["method"] == "irf:unified" and row["category"] == "nut"
+
+
+def test_a_row_is_what_the_metrics_say(open_run):
+    run = open_run()
+    test = run.test_set(run.detector(progress=False))
+    nll = torch.arange(8 * 16.0).reshape(8, 4, 4)
+    found = Scores(nll, np.arange(8.0), np.arange(3.0), 32)
+    row, interval, images = run.row(
+        test, "rival", found, {"input": None, "t": None, "density": "x", "image_score": None}
+    )
+    expected = metrics.evaluate(np.arange(8.0), test.labels, found.maps, test.masks)
+    assert tuple(row) == METRIC_COLUMNS and {name: row[name] for name in expected} == expected
+    assert (row["n_test_good"], row["n_test_anomalous"], row["t"]) == (4, 4, None)
+    assert interval["lo"] <= interval["value"] == row["I-AUROC"] <= interval["hi"] and interval["n"] == 8
+    assert images.image.tolist() == test.names and test.names[0] == "good/0.png"
+    own = run.row(test, "rival", nll, run.reading, scores=-torch.arange(8))[0]
+    assert own["I-AUROC"] == 1 - row["I-AUROC"] and own["t"] == 200
+    assert run.row(test, "rival:x", nll)[2].score.tolist() == [16 * i + 10.5 for i in range(8)], "top10"
+
+
+def test_images_without_labels_can_be_trained_on_and_not_measured(open_run, project):
+    shutil.rmtree(project / "parts/bolt/test/hole")
+    shutil.rmtree(project / "parts/bolt/ground_truth")
+    run = open_run()
+    with pytest.raises(InputError, match="no good and anomalous test images"):
+        run.test_set(run.detector(progress=False))
+
+
+def test_provenance_lists_every_file_with_its_hash(open_run):
+    run = open_run(own={"alpha": 0.1})
+    scored(run)
+    provenance = json.loads((run.folder / "provenance" / "05_score_and_detect.json").read_text())
+    assert set(provenance["files"]) == {"detector.safetensors", "metrics.csv"}
+    assert all(file_sha256(run.folder / name) == digest for name, digest in provenance["files"].items())
+    assert provenance["parameters"]["alpha"] == 0.1 and provenance["parameters"]["category"] == "bolt"
+    assert provenance["settings"]["steps"] == 12 and provenance["reading"]["t"] == 200
+    assert set(provenance["data_sha256"]) == {"bolt"} and provenance["wall_s"] > 0
+    assert vouched(run.folder / "metrics.csv") == provenance and not list(run.folder.glob("*.json"))
+
+
+def test_tables_are_gathered_from_finished_notebooks(open_run, capsys):
+    runs = [open_run(category=name, seed=seed) for name in ("nut", "bolt") for seed in (0, 1)]
+    for run in runs:
+        scored(run)
+    gathering = Run.open("15_results", preset="quick", out="results/mine")
+    table = gathering.gather("metrics.csv")
+    assert table[["category", "seed"]].to_numpy().tolist() == [["bolt", 0], ["bolt", 1], ["nut", 0], ["nut", 1]]
+    gathering.save_table(table, "metrics.csv")
+    gathering.finish()
+    assert len(gathering.gather("metrics.csv")) == 4, "its own table is none of a detector's"
+    runs[0].save_table(table, "metrics.csv")
+    assert len(gathering.gather("metrics.csv")) == 3, "written, and not finished"
+    assert "left out, their notebook did not get to its end: results/mine/parts/nut/seed0" in capsys.readouterr().out
+    with pytest.raises(InputError, match="holds no finished claims.csv"):
+        gathering.gather("claims.csv")
+    scored(open_run(seed=2, reading={"t": 300}))
+    with pytest.raises(InputError, match="different readings .*200.*300.*make all by one"):
+        gathering.gather("metrics.csv")
+
+
+def test_a_table_that_is_missing_or_was_changed_is_not_read(open_run):
+    run = open_run()
+    with pytest.raises(InputError, match="metrics.csv is missing: run the notebook"):
+        run.read_table("metrics.csv")
+    scored(run)
+    assert len(run.read_table("metrics.csv")) == 1
+    (run.folder / "metrics.csv").write_text("edited")
+    with pytest.raises(InputError, match="is not what its notebook finished"):
+        run.read_table("metrics.csv")
+
+
+def test_files(open_run):
+    import matplotlib.pyplot as plt
+
+    run = open_run()
+    figure, _ = plt.subplots(figsize=(1, 1))
+    run.save_figure(figure, "a")
+    run.save_arrays("b.npz", nll=np.ones(3))
+    run.save_text("ä", "c.md")
+    run.save_table(pd.DataFrame({"category": ["01"]}), "d.csv")
+    run.finish()
+    assert np.load(run.folder / "b.npz")["nll"].sum() == 3 and (run.folder / "c.md").read_text("utf-8") == "ä"
+    assert run.read_table("d.csv").category[0] == "01", "BTAD's categories are names"
+    with Image.open(run.folder / "figures" / "a.png") as image:
+        assert image.size == (300, 300)
+    before = (run.folder / "figures" / "a.pdf").read_bytes()
+    run.save_figure(figure, "a")
+    assert (run.folder / "figures" / "a.pdf").read_bytes() == before
+    assert dataset_name(run.root / "parts") == "parts" == dataset_name(run.root / "parts" / "bolt")
+    assert "CC BY-NC-SA" in credit("mvtec_ad") and "own licence" in run.credit and run.git == ("unknown", False)

@@ -1,0 +1,28 @@
+"""CutPaste copies: a local change, where the mask says, the same for the same seed."""
+
+import numpy as np
+import pytest
+
+from irf_lib.studies.cutpaste import KINDS, cut_paste
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_the_masked_pixels_change(kind):
+    images = np.random.default_rng(0).random((12, 3, 64, 64), dtype=np.float32)
+    copies, masks = cut_paste(images, kind, seed=1)
+    assert copies.shape == images.shape and masks.shape == (12, 64, 64)
+    assert copies.min() >= 0 and copies.max() <= 1
+    changed = np.abs(copies - images).max(axis=1) > 1 / 255
+    assert (changed == masks).all() and masks.any(axis=(1, 2)).all()
+    share = masks.mean(axis=(1, 2))
+    assert (share < 0.05).all() and (share > 0.0004).all()
+
+
+def test_draws_belong_to_the_image():
+    images = np.random.default_rng(0).random((4, 3, 32, 32), dtype=np.float32)
+    before = images.copy()
+    all_four, _ = cut_paste(images, "scar", seed=1)
+    first_two, _ = cut_paste(images[:2], "scar", seed=1)
+    assert (all_four[:2] == first_two).all()
+    assert (all_four != cut_paste(images, "scar", seed=2)[0]).any()
+    assert (images == before).all(), "the originals stay as they are"

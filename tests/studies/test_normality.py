@@ -1,0 +1,140 @@
+"""The normality study passes true Gaussians and names what is wrong with others."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from irf_lib.files import InputError
+from irf_lib.studies import normality
+
+
+@pytest.fixture(scope="module")
+def gaussian():
+    """True N(0, I) fields of 20 images."""
+    return np.random.default_rng(0).standard_normal((20, 16, 12, 12))
+
+
+@pytest.mark.parametrize("kind", normality.EXPECTED_SIGNATURES)
+def test_controls(gaussian, kind):
+    judged = normality.judge(normality.all_effects(normality.spoiled(gaussian, kind, seed=1), seed=0))
+    expected = normality.EXPECTED_SIGNATURES[kind]
+    assert judged.verdict == ("not Gaussian" if expected else "Gaussian")
+    assert set(expected) <= set(judged.signatures)
+    if kind in ("none", "shift 0.1", "correlated pixels"):
+        assert judged.signatures == expected, "and nothing else"
+
+
+SPOILT = {
+    "shifted down": lambda fields: fields - 0.1,
+    "too narrow": lambda fields: 0.5 * fields,
+    "light tails": lambda fields: np.clip(fields, -1, 1) * 1.4,
+    "norms too even": lambda fields: fields / np.linalg.norm(fields, axis=1, keepdims=True) * 4,
+    "skewed right": lambda fields: fields + 0.5 * (fields**2 - 1),
+    "neighbours opposed": lambda fields: (fields + 2) * (-1.0) ** np.arange(12),
+    "norms uneven": lambda fields: fields * np.where(np.arange(144).reshape(12, 12) % 2, 0.6, 1.28),  # mean square 1
+}
+
+
+@pytest.mark.parametrize("signature", SPOILT)
+def test_a_signature_names_the_side(gaussian, signature):
+    assert signature in normality.judge(normality.all_effects(SPOILT[signature](gaussian), seed=0)).signatures
+
+
+@pytest.mark.parametrize("values", [lambda rng: rng.standard_normal, lambda rng: rng.standard_exponential])
+def test_effects_equal_their_definitions(values):
+    sample = 1.3 * values(np.random.default_rng(2))((8, 4000)) - 0.2
+    found = {name: value for name, (value, _, _) in normality.marginal_effects(sample, seed=0).items()}
+    ordered = np.sort(sample, axis=None)
+    normal = stats.norm.ppf((np.arange(ordered.size) + 0.5) / ordered.size)
+    assert found["mean"] == pytest.approx(sample.mean()) and found["sd"] == pytest.approx(sample.std())
+    assert found["skew"] == pytest.approx(stats.skew(ordered), abs=1e-9)
+    assert found["excess_kurtosis"] == pytest.approx(stats.kurtosis(ordered), abs=1e-9)
+    assert found["w2"] == pytest.approx(np.sqrt(np.mean((ordered - normal) ** 2)), abs=0.01)
+    assert found["ppcc"] == pytest.approx(np.corrcoef(ordered, normal)[0, 1], abs=1e-3)
+    assert found["tail3"] == pytest.approx((abs(ordered) > 3).mean() / (2 * stats.norm.sf(3)))
+    parts = found["mean"] ** 2 + (found["sd"] - 1) ** 2 + 2 * found["sd"] * (1 - found["ppcc"])
+    assert found["w2"] ** 2 == pytest.approx(parts, abs=0.01), "location, scale and shape"
+
+
+def test_intervals_are_over_images_not_over_values():
+    """Images that differ in their mean: the interval is as wide as 15 images make it, however many values they have."""
+    rng = np.random.default_rng(3)
+    images = rng.standard_normal((15, 1)) + 0.01 * rng.standard_normal((15, 2000))
+    _, low, high = normality.marginal_effects(images, seed=0)["mean"]
+    assert high - low == pytest.approx(2 * 1.96 * images.mean(axis=1).std() / np.sqrt(15), rel=0.2)
+
+
+@pytest.mark.parametrize("bad", [np.zeros((3, 4)), np.full((3, 4), np.nan), np.ones((1, 4))])
+def test_what_has_no_distribution_is_refused(bad):
+    with pytest.raises(InputError, match="constant or not finite|at least 2"):
+        normality.marginal_effects(bad, seed=0)
+
+
+def test_squared_norms_follow_chi_square(gaussian):
+    squared = normality.squared_norms(gaussian)
+    assert squared.shape == (20, 144) and stats.kstest(squared[:, 0], stats.chi2(16).cdf).pvalue > 0.001
+    effects = normality.norm_effects(squared, 16, seed=0)
+    assert effects["norm_mean"][0] == pytest.approx(1, abs=0.05)
+    assert effects["norm_dispersion"][0] == pytest.approx(1, abs=0.1)
+    scaled = normality.norm_effects(9 * squared, 16, seed=0)
+    assert scaled["norm_dispersion"] == pytest.approx(effects["norm_dispersion"]), "no scale moves it"
+
+
+def test_radial_autocorrelation(gaussian):
+    white, low, high = normality.radial_autocorrelation(gaussian, 5, seed=0)
+    assert white.shape == low.shape == high.shape == (6,) and (white[0], low[0], high[0]) == pytest.approx((1, 1, 1))
+    assert np.abs(white[1:]).max() < 0.02 and (low <= white).all() and (white <= high).all()
+    # Averages of 2 x 2: 1/2 to the four neighbours, 1/4 to the diagonal ones, which round to distance 1 as well.
+    correlated = normality.spoiled(gaussian, "correlated pixels", 0)
+    blurred, low, high = normality.radial_autocorrelation(correlated, 5, seed=0)
+    assert blurred[1] == pytest.approx(0.375, abs=0.03)
+    # Images of very different contrast have the same correlation, and the interval must not mind the contrast.
+    contrast = np.exp(np.random.default_rng(7).standard_normal((20, 1, 1, 1)))
+    _, wide_low, wide_high = normality.radial_autocorrelation(contrast * correlated, 5, seed=0)
+    assert wide_high[1] - wide_low[1] < 5 * (high[1] - low[1])
+    # No wrap-around: a ramp's two ends are unlike each other.
+    ramp = np.linspace(-1, 1, 12)[None, None, None, :] * np.ones((2, 1, 12, 1))
+    assert normality.radial_autocorrelation(ramp, 11, seed=0)[0][11] < 0
+
+
+def test_qq_bands(gaussian):
+    values = gaussian.reshape(20, -1)
+    curve = normality.qq_curve(values, stats.norm, seed=0)
+    inside = (curve.observed >= curve.null_low) & (curve.observed <= curve.null_high)
+    assert inside.all() and (curve.low <= curve.observed).all() and (curve.observed <= curve.high).all()
+    heavy = normality.qq_curve(np.random.default_rng(5).standard_t(4, values.shape), stats.norm, seed=0)
+    assert heavy.observed.iloc[-1] > heavy.null_high.iloc[-1] and heavy.observed.iloc[0] < heavy.null_low.iloc[0]
+
+
+def test_the_null_band_holds_whole_curves():
+    def held(scale):
+        for seed in range(60):
+            values = scale * np.random.default_rng(seed).standard_normal((5, 200))
+            curve = normality.qq_curve(values, stats.norm, seed=0, n_points=31)
+            yield ((curve.observed >= curve.null_low) & (curve.observed <= curve.null_high)).all()
+
+    assert np.mean(list(held(1.0))) > 0.85 and np.mean(list(held(1.15))) < 0.3, "and is narrow enough to see a fault"
+
+
+def test_pixels_reject_a_true_gaussian_and_one_location_an_image_does_not():
+    """The trap: smooth fields, every value exactly N(0, 1). Tested pixel by pixel they look anything but Gaussian."""
+    pixels, locations = [], []
+    for seed in range(20):
+        smooth = np.random.default_rng(seed).standard_normal((24, 4, 1, 1)) * np.ones((1, 1, 8, 8))
+        pixels.append(stats.kstest(smooth.ravel(), stats.norm.cdf).pvalue)
+        locations.append(normality.one_location_tests(smooth, seed, n_monte_carlo=99))
+    assert np.mean(np.array(pixels) < 0.05) > 0.9
+    for name in ("ks_standard", "ad_fitted", "ks_norm"):
+        assert np.mean([one[name] < 0.05 for one in locations]) <= 0.2
+
+
+def test_one_location_tests_find_what_is_large(gaussian):
+    found = normality.one_location_tests(3 * gaussian + 2, seed=0)
+    assert found["ks_norm"] < 1e-6 and found["ks_standard"] < 0.01 < found["ad_fitted"], "a fit minds no place or scale"
+
+
+def test_judge():
+    cases = {"Gaussian": (-0.01, 0.01), "undecided": (-0.2, 0.2), "not Gaussian": (0.1, 0.3)}
+    for verdict, (low, high) in cases.items():
+        judged = normality.judge({"mean": (0.0, low, high), "ppcc": (0.1, 0.1, 0.1)})
+        assert judged == (verdict, ("shifted up",) if low > 0 else ())

@@ -1,0 +1,102 @@
+"""The benchmark measures what it says: turns, ratios and yardsticks; no test here asserts a time."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from irf_lib import Settings, metrics
+from irf_lib.files import InputError
+from irf_lib.studies import speed
+
+CPU = torch.device("cpu")
+
+
+def test_cases_take_turns():
+    calls = []
+    cases = {name: lambda name=name: calls.append(name) for name in "abc"}
+    rounds = speed.interleaved(cases, batch=4, repeats=3, device=CPU, warmup=1)
+    assert calls == ["c", "a", "b", "a", "b", "c", "b", "c", "a", "c", "a", "b"], "the order turns by one each round"
+    assert len(rounds) == 9 and rounds.groupby("name").size().eq(3).all() and (rounds.ms >= 0).all()
+
+
+def table(**columns):
+    rows = [(name, 1, i, float(ms)) for name, values in columns.items() for i, ms in enumerate(values)]
+    return pd.DataFrame(rows, columns=["name", "batch", "round", "ms"])
+
+
+def test_a_ratio_is_taken_inside_a_round():
+    # The machine gets ten times slower on the way: medians of each name would still give 2, but with no interval.
+    slower = np.linspace(1, 10, 25)
+    rounds = table(floor=slower, score=2 * slower)
+    assert speed.ratio(rounds, "score", "floor", 1) == (2.0, 2.0, 2.0)
+    noisy = table(floor=slower, score=slower * np.random.default_rng(0).normal(2, 0.2, 25))
+    value, low, high = speed.ratio(noisy, "score", "floor", 1)
+    assert 1.7 < low < value < high < 2.3
+    with pytest.raises(InputError, match="same round at batch 8"):
+        speed.ratio(rounds, "score", "floor", 8)
+
+
+def test_summary_of_rounds():
+    summary = speed.summarise_rounds(table(floor=[1, 2, 3], score=[2, 4, 9])).set_index("name")
+    assert summary.ms_median.to_dict() == {"floor": 2, "score": 4} and summary.n.eq(3).all()
+    assert summary.ratio_to_floor.to_dict() == {"floor": 1, "score": 2}
+    assert summary.ms_p10["score"] == pytest.approx(2.4) and summary.ms_p90["score"] == pytest.approx(8)
+    assert speed.summarise_rounds(table(score=[1.0])).ratio_to_floor.isna().all(), "no floor, no ratio"
+
+
+def test_peak_memory_sees_what_was_held():
+    held = speed.peak_mib(lambda: np.ones(2**23).sum(), CPU)  # 64 MiB
+    assert np.isnan(held) or 60 < held < 200
+
+
+@pytest.fixture(scope="module")
+def detector():
+    settings = Settings(backbone="rgb", image_size=32, feature_size=8, width=64, depth=1)
+    return speed.benchmark_detector(settings, "cpu")
+
+
+def test_a_time_is_that_of_one_image():
+    calls = []
+    assert speed.milliseconds_per_image(calls.append, np.zeros((4, 3, 8, 8))) >= 0 and len(calls) == 3, "one warm-up"
+
+
+def test_every_case_runs_and_asks_the_network_as_often_as_it_says(detector, monkeypatch):
+    asked, forward = [], torch.nn.functional.scaled_dot_product_attention  # once a block: these networks have one
+
+    def counted(*args, **kwargs):
+        asked.append(len(args[0]))
+        return forward(*args, **kwargs)
+
+    cases, halves = speed.scoring_cases(detector, np.random.default_rng(1).random((3, 3, 32, 32), np.float32), (10,))
+    assert list(halves) == ["score_bf16"]
+    once, none = ("floor", "score", "score_bf16", "denoiser"), ("backbone", "density", "density_full", "upsample")
+    several = {"inversion3": 3, "inversion3_denoiser": 3, "reconstruct10": 10, "reconstruct10_denoiser": 10}
+    expected = dict.fromkeys(once, 1) | dict.fromkeys((*none, "gaussian", "knn"), 0) | several
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
+    assert set(cases) == set(expected)
+    for name, case in cases.items():
+        asked.clear()
+        case()
+        assert sum(asked) == 3 * expected[name], name
+
+
+def test_training_cases_train(detector):
+    cases, precision = speed.training_cases(detector, n=8, steps=5)
+    assert precision in ("fp32", "bf16")
+    assert [cases["train_step"]().step for _ in range(3)] == [1, 2, 3]
+    cases["train_bare"]()
+
+
+def test_the_literal_aupro_agrees_with_the_exact_one():
+    scores, labels, maps, masks = speed.synthetic_maps(6, 64)
+    assert speed.literal_aupro(maps, masks, 400) == pytest.approx(metrics.pixel_metrics(maps, masks)["AUPRO"], abs=5e-3)
+    assert labels.tolist() == [True, False] * 3 and len(scores) == 6
+    for case in speed.metric_cases(4, 2).values():
+        case()
+
+
+def test_sizes_and_streams(detector):
+    cases = speed.image_size_cases(detector.settings, (32, 64), 2, "cpu")
+    assert [cases[f"score_{size}px"]() for size in (32, 64)] == [[(2, 32, 32)], [(2, 64, 64)]]
+    assert speed.score_many(detector, 70)() == [(64, 32, 32), (6, 32, 32)]

@@ -1,0 +1,73 @@
+"""The summary against numbers by hand, and its paired interval against an unpaired one."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from irf_lib.metrics import METRICS
+from irf_lib.studies.resampling import auroc_difference_interval
+from irf_lib.studies.tables import markdown_table, paired_difference, summarise
+
+
+@pytest.fixture
+def tables():
+    """Two categories, two seeds; ``other`` is ``irf`` with noise added, so it is worse."""
+    rng = np.random.default_rng(0)
+    metrics, scores = [], []
+    for category in ("a", "b"):
+        labels = np.arange(60) >= 20
+        for seed in (0, 1):
+            good = rng.normal(size=60) + 2 * labels
+            for method, values in {"irf": good, "other": good + 2 * rng.normal(size=60)}.items():
+                head = {"dataset": "d", "category": category, "seed": seed, "method": method}
+                metrics.append(head | dict.fromkeys(METRICS, 0.5) | {"I-AUROC": roc_auc_score(labels, values)})
+                scores.append(pd.DataFrame({**head, "image": np.arange(60), "anomalous": labels, "score": values}))
+    return pd.DataFrame(metrics), pd.concat(scores, ignore_index=True)
+
+
+def test_means_and_deviations(tables):
+    metrics, _ = tables
+    table = summarise(*tables).set_index(["category", "method", "metric"])
+    expected = metrics[(metrics.category == "a") & (metrics.method == "irf")]["I-AUROC"]
+    row = table.loc[("a", "irf", "I-AUROC")]
+    assert row["mean"] == pytest.approx(expected.mean()) and row.sd == pytest.approx(expected.std(ddof=1))
+    assert row.n_seeds == 2 and np.isnan(row["diff"])
+    by_seed = metrics[metrics.method == "other"].groupby("seed")["I-AUROC"].mean()
+    whole = table.loc[("mean", "other", "I-AUROC")]
+    assert whole["mean"] == pytest.approx(by_seed.mean()) and whole.sd == pytest.approx(by_seed.std(ddof=1))
+
+
+def test_differences(tables):
+    metrics, scores = tables
+    table = summarise(*tables).set_index(["category", "method", "metric"])
+    by_method = metrics[metrics.category == "b"].groupby("method")["I-AUROC"].mean()
+    row = table.loc[("b", "other", "I-AUROC")]
+    assert row["diff"] == pytest.approx(by_method["irf"] - by_method["other"])
+    assert 0 < row.lo < row["diff"] < row.hi
+    both = [table.loc[(name, "other", "I-AUROC")]["diff"] for name in ("a", "b")]
+    assert table.loc[("mean", "other", "I-AUROC")]["diff"] == pytest.approx(np.mean(both))
+    assert table.loc[("b", "other", "AUPRO")].isna()[["diff", "lo", "hi"]].all()
+    shuffled = scores.sample(frac=1, random_state=1)
+    assert summarise(metrics, shuffled).set_index(["category", "method", "metric"]).loc[("b", "other", "I-AUROC")][
+        "diff"
+    ] == pytest.approx(row["diff"]), "the order of the images does not matter"
+
+
+def test_one_seed_is_the_plain_paired_interval(tables):
+    part = tables[1][lambda one: (one.category == "a") & (one.seed == 0)]
+    wide = part.pivot(index="image", columns="method", values="score")
+    expected = auroc_difference_interval(wide["irf"], wide["other"], np.arange(60) >= 20, seed=0)
+    assert paired_difference(part, "irf", "other") == pytest.approx(expected)
+
+
+def test_scores_of_different_images_are_refused(tables):
+    part = tables[1][lambda one: one.category == "a"]
+    with pytest.raises(ValueError, match="different images"):
+        paired_difference(part[(part.method == "irf") | (part.image > 0)], "irf", "other")
+
+
+def test_markdown_table():
+    table = pd.DataFrame({"x": [1.5, np.nan], "y": ["a", "b"]}, index=pd.Index(["p", "q"], name="system"))
+    lines = ["| system | x | y |", "| --- | --- | --- |", "| p | 1.5 | a |", "| q |  | b |"]
+    assert markdown_table(table) == "\n".join(lines)
