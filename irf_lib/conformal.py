@@ -86,10 +86,8 @@ def images_needed(alpha: float, share: float = 0.1) -> tuple[int, int]:
 def conformal_threshold(calibration: np.ndarray, alpha: float) -> float:
     """The ceil((n + 1)(1 - alpha))-th smallest of n held-out normal scores; flag an image if its score is above it.
 
-    If calibration and future normal images are exchangeable, a normal image is flagged with probability at most
-    alpha, whatever the scores' distribution and for every n (Vovk et al. 2005; Lei et al. 2018, Theorem 2.2). With
-    n < 1/alpha - 1 no finite threshold can promise that, and the answer is +inf. Raises ValueError unless 0 < alpha < 1
-    and all scores are finite.
+    With n < 1/alpha - 1 no finite threshold can promise alpha, and the answer is +inf. Raises ValueError unless
+    0 < alpha < 1 and all scores are finite.
     """
     scores = np.sort(_finite(calibration))
     if not 0 < alpha < 1:

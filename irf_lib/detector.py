@@ -105,7 +105,7 @@ class Detector(SavedAsOneFile):
         images = checked_images(images)
         self.fit_index, self.calibration_index = calibration_split(len(images), self.settings.calibration, self.seed)
         with accelerator.main_process_first() if accelerator else nullcontext():  # the others find the cached features
-            raw = self._raw_features(images, progress)
+            raw = self._together(self._raw(images, progress))
         mean, std = channel_statistics(raw[self.fit_index])
         self.mean.copy_(mean)
         self.std.copy_(std)
@@ -156,36 +156,34 @@ class Detector(SavedAsOneFile):
         """Images that go through the denoiser together: what stays in a CPU's cache, or enough to fill a GPU."""
         return 8 if self.device.type == "cpu" else 64
 
-    def _backbone(self, images: Images | Tensor, progress: str | None = None) -> Iterator[Tensor]:
+    def _raw(self, images: Images | Tensor, progress: str | None = None) -> Iterator[Tensor]:
         """Features of paths or pixels before standardisation, on the device, batch after batch."""
+        if self.cache is not None and isinstance(images, list):
+            known = self.cache(images, self.backbone, self.settings.image_size, progress and f"{progress}: features")
+            yield from (batch.to(self.device) for batch in known.split(self.batch_size))
+            return
         starts = range(0, len(images), self.batch_size)
         for start in tqdm(starts, progress, disable=progress is None, unit="batch", leave=False):
             part = images[start : start + self.batch_size]
             pixels = load_images(part, self.settings.image_size) if isinstance(part, list) else part
             yield self.backbone(torch.as_tensor(pixels).to(self.device, torch.float32)).float()
 
-    def _raw_features(self, images: Images, progress: str | None = None) -> Tensor:
-        """(N, C, s, s) features before standardisation, on the CPU."""
-        if self.cache is not None and isinstance(images, list):
-            return self.cache(images, self.backbone, self.settings.image_size, progress and f"{progress}: features")
+    def _together(self, batches: Iterable[Tensor]) -> Tensor:
+        """(N, C, s, s) on the CPU, also for no batch at all."""
         blank = torch.empty(0, self.backbone.channels, self.backbone.size, self.backbone.size)
-        return torch.cat([blank, *(batch.cpu() for batch in self._backbone(images, progress))])
+        return torch.cat([blank, *(batch.float().cpu() for batch in batches)])
 
     def features(self, images: Images, progress: str | None = None) -> Tensor:
         """x_0: (N, C, s, s) features on the CPU, standardised per channel with the fitted images' statistics. Raises
         InputError for a file that cannot be read."""
         self._require_fit()
-        return (self._raw_features(checked_images(images), progress) - self.mean.cpu()) / self.std.cpu()
+        return self._together(self._x0(images, progress))
 
     def _x0(self, images: Images | Tensor, progress: str | None = None) -> Iterator[Tensor]:
-        """Standardised features on the device, batch after batch: of images, or of features (a Tensor)."""
-        if not isinstance(images, Tensor):
-            images = checked_images(images)
-            if self.cache is None or not isinstance(images, list):
-                yield from ((batch - self.mean) / self.std for batch in self._backbone(images, progress))
-                return
-            images = self.features(images, progress)
-        yield from (batch.to(self.device) for batch in images.split(self.batch_size))
+        """Standardised features on the device, batch after batch: of images, or features (a Tensor) as they are."""
+        if isinstance(images, Tensor):
+            return (batch.to(self.device) for batch in images.split(self.batch_size))
+        return ((batch - self.mean) / self.std for batch in self._raw(checked_images(images), progress))
 
     @torch.no_grad()
     def _stages(
@@ -237,7 +235,7 @@ class Detector(SavedAsOneFile):
     def fields(self, x0: Tensor, reading: Reading | None = None) -> Tensor:
         """The inverse residual field of features ``x0``, (N, C, s, s) on the CPU: one evaluation per image."""
         self._require_fit()
-        return torch.cat([field.float().cpu() for field, _ in self._stages(self._x0(x0), reading or self.reading)])
+        return self._together(field for field, _ in self._stages(self._x0(x0), reading or self.reading))
 
     def read(
         self,
@@ -268,7 +266,7 @@ class Detector(SavedAsOneFile):
         density = self.density()
 
         def score(images: Tensor) -> tuple[Tensor, Tensor]:
-            batches = ((batch - self.mean) / self.std for batch in self._backbone(images))
+            batches = ((batch - self.mean) / self.std for batch in self._raw(images))
             nll = torch.cat([one for _, one in self._stages(batches, reading, density, dtype=dtype)])
             return image_score(nll, reading.image_score), anomaly_map(nll, self.settings.image_size)
 

@@ -75,7 +75,7 @@ def pixel_metrics(maps: np.ndarray, masks: np.ndarray, fpr_limit: float = FPR_LI
     where = np.flatnonzero(masks)
     n_defect = len(where)
     if n_defect == 0 or n_defect == masks.size:
-        _require_finite_maps(maps)
+        _require_finite("maps", maps)
         kind = "no pixel" if n_defect == 0 else "every pixel"
         warnings.warn(f"{kind} is marked as a defect: the pixel metrics are not defined", stacklevel=3)
         return dict.fromkeys(PIXEL_METRICS, math.nan)
@@ -89,7 +89,7 @@ def pixel_metrics(maps: np.ndarray, masks: np.ndarray, fpr_limit: float = FPR_LI
     normal = values[: len(values) - n_defect]
     # Sorted, what is not finite lies at the ends: no pass over all pixels is spent on looking for it.
     if not (np.isfinite(normal[[0, -1]]).all() and np.isfinite(defect).all()):
-        _require_finite_maps(maps)
+        _require_finite("maps", maps)
     order = np.argsort(defect)[::-1]
     defect, weight = defect[order], _overlap_weights(masks)[order]
 
@@ -113,11 +113,6 @@ def pixel_metrics(maps: np.ndarray, masks: np.ndarray, fpr_limit: float = FPR_LI
         "P-F1max": float(f1.max()),
         "AUPRO": _area_to(fpr_limit, len(normal) - not_above, at_least, overlap, len(normal)) / fpr_limit,
     }
-
-
-def _require_finite_maps(maps: np.ndarray) -> None:
-    for index, one in enumerate(maps):  # one map at a time: a full boolean copy would cost a quarter of the maps
-        _require_finite(f"map {index}", one)
 
 
 def _overlap_weights(masks: np.ndarray) -> np.ndarray:
@@ -151,6 +146,5 @@ def _area_to(limit: float, above: np.ndarray, at_least: np.ndarray, y: np.ndarra
 
 
 def _require_finite(what: str, values: np.ndarray) -> None:
-    bad = ~np.isfinite(values)
-    if bad.any():
-        raise ValueError(f"{what}: {int(bad.sum())} of {values.size} values are NaN or infinite; no metric is defined")
+    if bad := int((~np.isfinite(values)).sum()):
+        raise ValueError(f"{what}: {bad} of {values.size} values are NaN or infinite; no metric is defined")

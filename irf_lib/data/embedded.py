@@ -1,7 +1,5 @@
 """The embedded data as files: the seeded textures, in MVTec AD layout, so that no download is needed to start."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,20 +18,16 @@ _MANIFEST = "manifest.json"
 def write_embedded(root: Path, n_train: int = 64, n_test_good: int = 24, n_per_defect: int = 6, seed: int = 0) -> Path:
     """Write the seeded textures under `root` in the MVTec AD layout, or find them there; return `root`.
 
-    Each image has a generator of its own, SeedSequence((seed, category, split, kind, image)): more images of one kind
-    leave the others as they are. The folder appears at once, when complete, so several processes may call this
-    together; it is written again if its parameters or the code of the textures changed. Raises InputError where other
-    files are in the folder, RunError where it cannot be written.
-    """
-    counts = {"n_train": n_train, "n_test_good": n_test_good, "n_per_defect": n_per_defect}
-    if n_train < 1 or min(n_test_good, n_per_defect, seed) < 0:
-        raise InputError(f"{printable(root)}: no data for {counts}, seed {seed}; use n_train >= 1, no negative number.")
-    plan = list(_plan(**counts))
+    Each image has its own generator, SeedSequence((seed, category, split, kind, image)): more of one kind leave the
+    others as they are. The folder appears at once, whole, so several processes may call this together; it is written
+    again if its parameters or the textures' code changed. InputError where it has other files, RunError if it cannot be
+    written."""
+    plan = list(_plan(n_train, n_test_good, n_per_defect))
     manifest = {
         "made_by": _MAKER,
-        "parameters": counts | {"seed": seed},
+        "parameters": {"n_train": n_train, "n_test_good": n_test_good, "n_per_defect": n_per_defect, "seed": seed},
         "generator": [file_sha256(Path(module.__file__)) for module in (textures, texture_defects)],
-        "files": sorted(name for *_, image, mask in plan for name in (image, mask) if name),
+        "files": sorted(name for _, _, _, *names in plan for name in names),
     }
     folder = Path(root).resolve()
     if _found(folder) == manifest:
@@ -49,46 +43,36 @@ def write_embedded(root: Path, n_train: int = 64, n_test_good: int = 24, n_per_d
             new.rename(folder)
     except OSError as error:
         if _found(folder) != manifest:  # otherwise another process was quicker, which made the rename fail
-            raise RunError(
-                f"{printable(root)} cannot be written ({one_line(error)}): check free space and permissions."
-            ) from error
+            raise RunError(f"{printable(root)} cannot be written ({one_line(error)}): check the disk.") from error
     return Path(root)
 
 
 def _found(folder: Path) -> dict:
     """Our manifest in `folder`, {} if none or not all of its files are there. InputError if there are other files."""
-    present = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    names = {path.relative_to(folder).as_posix() for path in present}
-    manifest = read_json(folder / _MANIFEST) if _MANIFEST in names else {}
-    if not isinstance(manifest, dict) or manifest.get("made_by") != _MAKER:
-        manifest = {}
-    ours = {_MANIFEST, *manifest.get("files", [])} if manifest else set()
-    if foreign := [folder] if folder.is_file() else sorted(folder / name for name in names - ours):
+    manifest = read_json(folder / _MANIFEST) if (folder / _MANIFEST).exists() else {}
+    ours = manifest if isinstance(manifest, dict) and manifest.get("made_by") == _MAKER else {"files": []}
+    expected = {folder / name for name in ours["files"]}
+    present = {path for path in (folder, *folder.rglob("*")) if path.is_file() and not path.name.startswith(".")}
+    if foreign := sorted(present - expected - ({folder / _MANIFEST} if expected else set())):
         raise InputError(f"{printable(foreign[0])}: was not written here; move it, or choose another folder.")
-    return manifest if ours <= names else {}
+    return manifest if expected <= present else {}
 
 
 def _plan(n_train: int, n_test_good: int, n_per_defect: int) -> Iterator[tuple]:
-    """(category, kind, part of the seed, image file, mask file or None) of every image, below the root."""
+    """(category, kind, part of the seed, image file, and a defect's mask file) of every image, below the root."""
     for c, (category, defects) in enumerate(texture_defects.DEFECTS.items()):
-        for s, split, n in ((0, "train", n_train), (1, "test", n_test_good)):
-            for i in range(n):
-                yield category, "good", (c, s, 0, i), f"{category}/{split}/good/{i:03d}.png", None
-        for k, kind in enumerate(defects, start=1):
-            for i in range(n_per_defect):
-                mask = f"{category}/ground_truth/{kind}/{i:03d}_mask.png"
-                yield category, kind, (c, 1, k, i), f"{category}/test/{kind}/{i:03d}.png", mask
+        for i in range(n_train):
+            yield category, "good", (c, 0, 0, i), f"{category}/train/good/{i:03d}.png"
+        for k, kind in enumerate(("good", *defects)):
+            for i in range(n_per_defect if k else n_test_good):
+                mask = [f"{category}/ground_truth/{kind}/{i:03d}_mask.png"] if k else []
+                yield category, kind, (c, 1, k, i), f"{category}/test/{kind}/{i:03d}.png", *mask
 
 
-def _write_image(
-    folder: Path, seed: int, category: str, kind: str, key: tuple, image_name: str, mask_name: str
-) -> None:
+def _write_image(folder: Path, seed: int, category: str, kind: str, key: tuple, *names: str) -> None:
     rng = np.random.default_rng(np.random.SeedSequence((seed, *key)))
-    if mask_name is None:
-        drawn = {image_name: textures.normal_image(category, rng)}
-    else:
-        image, mask = texture_defects.defective_image(category, kind, rng)
-        drawn = {image_name: image, mask_name: mask.astype(np.uint8) * 255}
-    for name, pixels in drawn.items():
+    good = kind == "good"
+    drawn = [textures.normal_image(category, rng)] if good else texture_defects.defective_image(category, kind, rng)
+    for name, pixels in zip(names, drawn, strict=True):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(folder / name)
+        Image.fromarray(pixels.astype(np.uint8) * 255 if pixels.dtype == bool else pixels).save(folder / name)

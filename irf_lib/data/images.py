@@ -1,11 +1,8 @@
 """Image files as arrays: what a photograph is once it is decoded, whatever its format and depth.
 
 PNG, JPEG, BMP and TIFF by Pillow: 8 or 16 bit, or float in [0, 1]; grey, RGB, palette or CMYK. Alpha is dropped and
-EXIF orientation applied. A file that cannot be read is one InputError that names it and the remedy; a file that is
-skipped in silence would change a metric.
+EXIF orientation applied. A file that cannot be read is one InputError that names it and the remedy.
 """
-
-from __future__ import annotations
 
 import hashlib
 import io
@@ -21,15 +18,13 @@ from ..files import InputError, one_line, printable
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 SIDE_FILES = {"", ".txt", ".md", ".json", ".csv", ".db", ".ini", ".xml", ".yaml", ".yml", ".html", ".pdf"}
-MAX_PIXELS = 89_478_485  # Pillow's own limit, beyond which it suspects a decompression bomb
-_TYPES = "PNG, JPEG, BMP or TIFF"
+TYPES = "PNG, JPEG, BMP or TIFF"
+FORMATS = ["PNG", "JPEG", "BMP", "TIFF"]  # Pillow's names
 
 
 def load_image(path: Path, size: int = 256) -> np.ndarray:
-    """An image as float32 (3, size, size) in [0, 1]; grey is repeated, the aspect ratio is not kept.
-
-    Antialiased bilinear, computed in float for every depth. Raises InputError if it cannot be decoded.
-    """
+    """An image as float32 (3, size, size) in [0, 1]: grey repeated, the aspect ratio not kept, antialiased bilinear in
+    float for every depth. Raises InputError if it cannot be decoded."""
     pixels, white = _decode(path)  # (H, W, 1 or 3)
     channels = [Image.fromarray(np.ascontiguousarray(c, np.float32)) for c in np.moveaxis(pixels, 2, 0)]
     resized = [np.asarray(channel.resize((size, size), Image.Resampling.BILINEAR)) for channel in channels]
@@ -41,19 +36,15 @@ Images = Sequence[Path] | np.ndarray
 
 
 def checked_images(images: Images) -> Images:
-    """``images`` as a list of paths, or as the array (N, 3, H, W) in [0, 1] that they are.
-
-    Raises InputError for another shape, type or range: an image in 0..255 would be scored, and be a defect.
-    """
+    """``images`` as a list of paths, or as the array (N, 3, H, W) in [0, 1] that they are. InputError for another
+    shape, type or range: an image in 0..255 would be scored, and be a defect."""
     if not isinstance(images, np.ndarray):
         if isinstance(images, (str, bytes, Path)) or not all(isinstance(one, (str, Path)) for one in images):
             raise InputError("images must be a list of paths, or a NumPy array (N, 3, H, W); list the files")
         return [Path(one) for one in images]
     said = f"images must be an array (N, 3, H, W) of floats in [0, 1], got {images.dtype} of shape {images.shape}"
-    if images.ndim != 4 or images.shape[1] != 3:
-        raise InputError(f"{said}; repeat a grey channel three times, and put channels before height and width")
-    if min(images.shape[2:]) < 32:
-        raise InputError(f"{said}; scale the images to at least 32 x 32 pixels")
+    if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < 32:
+        raise InputError(f"{said}; put three channels before height and width, of at least 32 x 32 pixels")
     if images.dtype.kind != "f" or (images.size and not (images.min() >= 0 and images.max() <= 1)):  # NaN fails as well
         raise InputError(f"{said}, or values outside or NaN; convert them, and divide 8-bit pixels by 255")
     return images
@@ -102,7 +93,7 @@ def mask_pixels(path: Path) -> np.ndarray:
 
 def content_hash(paths: Iterable[Path]) -> str:
     """SHA-256 (hex) over the SHA-256 of each file's bytes, in this order and whatever the files are called."""
-    digests = (hashlib.sha256(_read_bytes(Path(path))).digest() for path in paths)
+    digests = (hashlib.sha256(_read_bytes(path)).digest() for path in paths)
     return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
@@ -115,48 +106,37 @@ def in_threads(function: Callable, arguments: Iterable) -> None:
 
 def _read_bytes(path: Path) -> bytes:
     try:
-        if path.exists() and not path.is_file():  # a pipe would keep us waiting for ever
-            raise InputError(f"{printable(path)}: a folder or device, not a file; move it elsewhere.")
-        return path.read_bytes()
+        if Path(path).is_file():  # a pipe would keep us waiting for ever
+            return Path(path).read_bytes()
+        reason = "no such file"
     except OSError as error:
-        raise InputError(
-            f"{printable(path)}: cannot be read ({error.strerror}); restore it or its permissions."
-        ) from None
+        reason = error.strerror
+    raise InputError(f"{printable(path)}: cannot be read ({reason}); restore it or its permissions.")
 
 
 def _decode(path: Path) -> tuple[np.ndarray, float]:
     """Pixels (H, W, 1 or 3), upright and without alpha, and the value that is white in them."""
-    path = Path(path)
     data, shown = _read_bytes(path), printable(path)
     if not data:
         raise InputError(f"{shown}: empty (0 bytes); copy the file again or remove it.")
     try:
-        if data.startswith(b"\x89PNG"):
-            with Image.open(io.BytesIO(data), formats=["PNG"]) as file:
-                file.verify()  # the checksums, which decoding does not read to the end
-        with Image.open(io.BytesIO(data), formats=["PNG", "JPEG", "BMP", "TIFF"]) as file:  # by content, not by name
-            if file.width * file.height > MAX_PIXELS:
-                raise InputError(f"{shown}: {file.width} x {file.height} exceeds {MAX_PIXELS} pixels; scale it down.")
-            if getattr(file, "n_frames", 1) > 1 and file.format != "JPEG":  # a phone's JPEG carries a preview
-                raise InputError(f"{shown}: holds {file.n_frames} pictures; save each as a file of its own.")
-            return _pixels(ImageOps.exif_transpose(file), shown)
-    except InputError:
-        raise
+        with Image.open(io.BytesIO(data), formats=FORMATS) as file:  # by content, not by name
+            file.verify()  # a PNG's checksums, which decoding disregards
+        with Image.open(io.BytesIO(data), formats=FORMATS) as file:
+            frames = 1 if file.format in ("JPEG", "MPO") else getattr(file, "n_frames", 1)  # a phone's has a preview
+            image = ImageOps.exif_transpose(file)
     except Exception as error:  # on damaged bytes decoders raise almost anything, even SyntaxError
         reason = one_line(str(error).partition(" <_io")[0])  # an address that means nothing to anybody
-        raise InputError(f"{shown}: not a readable {_TYPES} file ({reason}); replace or remove it.") from None
-
-
-def _pixels(image: Image.Image, shown: str) -> tuple[np.ndarray, float]:
+        raise InputError(f"{shown}: not a readable {TYPES} file ({reason}); replace or remove it.") from None
+    if frames > 1:
+        raise InputError(f"{shown}: holds {frames} pictures; save each as a file of its own.")
     if image.mode.startswith("I;16"):
         return np.asarray(image).astype(np.uint16)[..., None], 65535.0  # convert("RGB") would clip at 255
-    if image.mode == "F":
+    if image.mode in ("F", "I"):
         pixels = np.asarray(image, np.float32)[..., None]
-        if not (pixels.min() >= 0 and pixels.max() <= 1):  # NaN fails as well
-            raise InputError(f"{shown}: float pixels outside [0, 1]; scale them or save it with 8 or 16 bits.")
+        if image.mode == "I" or not (pixels.min() >= 0 and pixels.max() <= 1):  # NaN fails as well
+            raise InputError(f"{shown}: 32-bit pixels, not floats in [0, 1]; save it with 8 or 16 bits.")
         return pixels, 1.0
-    if image.mode == "I":
-        raise InputError(f"{shown}: 32-bit integers have no known white; save it with 8 or 16 bits.")
     if image.mode in ("1", "L", "LA"):
         return np.asarray(image.convert("L"))[..., None], 255.0
     image = image.convert("RGBA") if image.mode in ("P", "PA") else image  # straight to RGB, Pillow warns about alpha

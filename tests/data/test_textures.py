@@ -4,7 +4,6 @@ import hashlib
 
 import numpy as np
 import pytest
-from scipy import ndimage
 
 from irf_lib.data.texture_defects import DEFECTS, defective_image
 from irf_lib.data.textures import normal_image
@@ -55,12 +54,9 @@ def test_images_are_those_of_the_first_version(category, kind):
 @pytest.mark.parametrize("size", [64, 100, 256])
 @pytest.mark.parametrize("category", DEFECTS)
 def test_images_are_uint8_rgb_of_the_size_asked(category, size):
-    normal = normal_image(category, np.random.default_rng(0), size)
-    image, mask = defective_image(category, DEFECTS[category][0], np.random.default_rng(0), size)
+    image, mask, normal = twins(category, DEFECTS[category][0], 0, size)
     assert normal.shape == image.shape == (size, size, 3) and normal.dtype == image.dtype == np.uint8
-    assert mask.shape == (size, size) and mask.dtype == bool
-    assert normal.std() > 5  # a texture, neither black nor burnt out
-    assert ((normal == 0) | (normal == 255)).mean() < 0.1
+    assert mask.shape == (size, size) and mask.dtype == bool and normal.std() > 5
 
 
 @pytest.mark.parametrize(("category", "kind"), KINDS)
@@ -75,22 +71,3 @@ def test_mask_is_what_the_defect_changed(category, kind):
         assert size < 256 or 0.001 < mask.mean() < 0.06, f"area {mask.mean():.4f} at seed {seed}"
         masks.add(mask.tobytes())
     assert len(masks) == 4, "a defect varies from seed to seed"
-
-
-def test_pasted_patch_counts_whole_though_some_pixels_agree():
-    agreed = 0
-    for seed in range(6):
-        image, mask, twin = twins("woven", "cut_paste", seed)
-        assert (ndimage.binary_fill_holes(mask) == mask).all() and ndimage.label(mask)[1] == 1
-        agreed += (image == twin).all(axis=2)[mask].sum()
-    assert agreed > 0  # else the rule for this kind would have nothing to do
-
-
-@pytest.mark.parametrize("category", DEFECTS)
-def test_normal_images_vary_in_light_and_detail(category):
-    images = np.stack([normal_image(category, np.random.default_rng(s), 128) for s in range(8)]).astype(float)
-    assert images.mean(axis=(1, 2, 3)).std() > 0.03 * images.mean()  # exposure
-    assert images.std(axis=0).mean() > 5
-    a, b = (image.mean(axis=2).ravel() for image in images[:2])
-    likeness = np.corrcoef(a, b)[0, 1]  # only the board is aligned
-    assert likeness > 0.8 if category == "printed_board" else likeness < 0.5
