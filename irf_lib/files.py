@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -39,49 +38,39 @@ def printable(name: str | Path) -> str:
     return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> Path:
-    """Let ``write(temporary)`` fill a file in ``path``'s folder, then move it to ``path``; returns ``path``.
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
+    """Let ``write(temporary)`` fill a file of ``path``'s suffix in its folder, then move it to ``path``; return that.
 
-    The temporary file keeps ``path``'s suffix, by which writers such as matplotlib choose their format. Raises RunError
-    where the disk is full or cannot be written; what was at ``path`` is then still there.
+    Raises RunError where the disk is full or cannot be written; what was at ``path`` is then still there.
     """
     path = Path(path)
     temporary = path.with_name(f".{secrets.token_hex(4)}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch()
-        mode = temporary.stat().st_mode  # as the user's umask says; some writers would make a private file
         write(temporary)
-        temporary.chmod(mode)
         os.replace(temporary, path)
     except OSError as error:
-        reason = error.strerror or error
-        raise RunError(
-            f"{printable(path)} cannot be written ({reason}): free some space, move away what stands there, check its "
-            "folder's permissions, or choose another folder; then run the same command again."
-        ) from error
+        remedy = (
+            "free some space, move away what stands there, check its folder's permissions, or choose another folder"
+        )
+        reason = f"{printable(path)} cannot be written ({error.strerror or error})"
+        raise RunError(f"{reason}: {remedy}; then run the same command again.") from error
     finally:
         with suppress(OSError):
             temporary.unlink()
     return path
 
 
-def write_text(path: Path, text: str) -> Path:
-    """Write ``text`` (UTF-8) atomically."""
-    return write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
 def write_json(path: Path, content: Any) -> Path:
     """Write ``content`` as readable JSON, atomically; NaN is refused because JSON has none."""
-    return write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    return write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def read_json(path: Path) -> Any:
     """The JSON in ``path``. Raises InputError if it is missing or not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{printable(path)} is missing.") from None
     except (ValueError, OSError, RecursionError) as error:
         raise InputError(f"{printable(path)} cannot be read as JSON ({one_line(error)}); make it again.") from None
 
@@ -92,26 +81,14 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# --- tensors and what is said about them, in one file --------------------------------------------------------------
-
-
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> Path:
-    """One safetensors file with ``meta`` as JSON in its header, and a SHA-256 over all of it. Raises RunError where it
-    cannot be written; a file that was there before is then still there."""
-    from safetensors.torch import save_file
+    """One safetensors file with ``meta`` as JSON in its header, and a SHA-256 over all of it; written atomically."""
+    from safetensors.torch import save
 
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     text = json.dumps(dict(meta), sort_keys=True, allow_nan=False)
-    header = {"meta": text, "sha256": _digest(plain, text)}
-
-    def write(temporary: Path) -> None:
-        try:
-            save_file(plain, temporary, metadata=header)
-        except SafetensorError as error:  # it hides the system's error number in its text
-            number = re.search(r"os error (\d+)", str(error))
-            raise OSError(int(number[1]) if number else errno.EIO, one_line(error)) from error
-
-    return write_atomically(path, write)
+    content = save(plain, {"meta": text, "sha256": _digest(plain, text)})
+    return write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -124,10 +101,8 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
             header, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise InputError(f"{shown} is damaged, or no model of ours ({one_line(error)}); make it again.") from None
-    if set(header) != {"meta", "sha256"}:
-        raise InputError(f"{shown} was not written by irf_lib (there is no meta with its sha256 in it).")
-    if _digest(tensors, header["meta"]) != header["sha256"]:
-        raise InputError(f"{shown} is damaged, or was edited (its SHA-256 is not the one in it); make it again.")
+    if header.get("sha256") != _digest(tensors, header.get("meta", "")):
+        raise InputError(f"{shown} is damaged, edited, or not written by irf_lib: its SHA-256 differs; make it again.")
     return tensors, json.loads(header["meta"])
 
 

@@ -9,8 +9,8 @@ tell the label.
 import math
 
 import numpy as np
+import scipy
 from numpy.random import Generator
-from scipy import ndimage
 
 from .textures import PADS, SCENES, SIDE, TRACES, Scene, blend, bumps, cover, grid, lay_chip, noise, streaks, turned
 
@@ -37,7 +37,7 @@ def defective_image(category: str, kind: str, rng: Generator, size: int = 256) -
     # cloth pasted on cloth may agree by chance, so that patch is read off the surface before it is rounded
     before, after = (clean, spoiled) if kind == "cut_paste" else (scene.photograph(clean), image)
     mask = (before != after).any(axis=2)
-    holes, _ = ndimage.label(ndimage.binary_fill_holes(mask) & ~mask)
+    holes, _ = scipy.ndimage.label(scipy.ndimage.binary_fill_holes(mask) & ~mask)
     filled = np.bincount(holes.ravel()) <= _FILLED
     filled[0] = False  # label 0 is everything that is no hole
     return image, mask | filled[holes]
@@ -117,12 +117,12 @@ def _spoil_woven(kind: str, scene: Scene, clean: np.ndarray, rng: Generator) -> 
             return scene.surface(drag=rng.choice((-1, 1)) * rng.uniform(1.0, 1.8) * pull)
         case "cut_paste":  # cloth from the far side of the image, turned
             patch = _blob(rng, size, 0.006, 0.03) > 0
-            middle = np.array(ndimage.center_of_mass(patch))
+            middle = np.array(scipy.ndimage.center_of_mass(patch))
             source = np.stack(turned(*(np.nonzero(patch) - middle[:, None]), rng.uniform(0.4, 1.1)))
             source += (middle + 0.35 * size * np.sign(size / 2 - middle))[:, None]
             spoiled = clean.copy()
             for c in range(3):
-                spoiled[patch, c] = ndimage.map_coordinates(clean[..., c], source, order=1, mode="mirror")
+                spoiled[patch, c] = scipy.ndimage.map_coordinates(clean[..., c], source, order=1, mode="mirror")
             return spoiled
     return _stained(scene, clean, rng)
 
@@ -159,7 +159,7 @@ def _spoil_stone(kind: str, scene: Scene, clean: np.ndarray, rng: Generator) -> 
             return spoiled
     # blur_patch: polished until the grains run together
     sigma = rng.uniform(3.5, 6) * size / SIDE
-    smooth = ndimage.gaussian_filter(clean, (sigma, sigma, 0), truncate=2)
+    smooth = scipy.ndimage.gaussian_filter(clean, (sigma, sigma, 0), truncate=2)
     return blend(clean, _ramp(_blob(rng, size, 0.015, 0.05), 0.2), smooth)
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+import scipy  # its ndimage takes half a second to load, and does so when it is first used
 from numpy.random import Generator
-from scipy import ndimage
 
 SIDE = 256  # units along the image side
 
@@ -91,7 +91,7 @@ def _woven(rng: Generator, size: int) -> Scene:
     dyes *= 1 + 0.02 * rng.standard_normal((2, 3), np.float32)
     # a row per yarn: thick and thin places along it, on top of its own thickness
     slubs = rng.standard_normal((2, 64, 256), np.float32)
-    slubs = 3.2 * ndimage.gaussian_filter1d(slubs, 6, axis=2, mode="wrap")
+    slubs = 3.2 * scipy.ndimage.gaussian_filter1d(slubs, 6, axis=2, mode="wrap")
     slubs += 0.7 * rng.standard_normal((2, 64, 1), np.float32)
 
     def surface(drag=0.0, lost: Callable[..., np.ndarray] | None = None) -> np.ndarray:
@@ -118,9 +118,9 @@ def streaks(rng: Generator, size: int, turn: float) -> np.ndarray:
     """Streaks (H, W) of several lengths, of about unit variance, at `turn` radians to the rows."""
     n = int(1.45 * size)  # a square that covers the image at any angle
     canvas = sum(0.6 * rng.standard_normal((n, c + 3), np.float32) @ bumps(n, c).T for c in (4, 14, 60))
-    canvas = ndimage.gaussian_filter1d(canvas, 0.6 * size / SIDE, axis=0)
+    canvas = scipy.ndimage.gaussian_filter1d(canvas, 0.6 * size / SIDE, axis=0)
     y, x = turned(*(np.mgrid[:size, :size].astype(np.float32) - size / 2), turn)
-    return ndimage.map_coordinates(canvas, (y + n / 2, x + n / 2), order=1, mode="nearest")
+    return scipy.ndimage.map_coordinates(canvas, (y + n / 2, x + n / 2), order=1, mode="nearest")
 
 
 def _metal(rng: Generator, size: int) -> Scene:
@@ -252,7 +252,7 @@ def _board(rng: Generator, size: int) -> Scene:
         if misprint is not None:
             place = np.tensordot(misprint[0], place, 1) + misprint[1]
         place = place / _DOT + (np.array(_DOTS.shape).reshape(2, 1, 1) - 1) / 2
-        dots = ndimage.map_coordinates(_DOTS, place, order=1, mode="constant")
+        dots = scipy.ndimage.map_coordinates(_DOTS, place, order=1, mode="constant")
         board[w] = blend(board[w], np.clip(2 * dots - 0.4, 0, 1), ink)
         return board
 

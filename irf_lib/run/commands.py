@@ -11,11 +11,10 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -23,15 +22,8 @@ from typer.core import TyperGroup
 from ..files import InputError, RunError, printable
 from .presets import PRESETS, Parameters, project_root, validated
 
-Preset = StrEnum("Preset", list(PRESETS))
-Overlays = StrEnum("Overlays", ["all", "flagged", "none"])
-Good = Annotated[Path, typer.Argument(metavar="GOOD", help="A folder of images of good parts, about 20 or more.")]
-Model = Annotated[Path, typer.Argument(metavar="MODEL", help="What fit has made.")]
-Images = Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="Image files, and folders of them.")]
-Words = Annotated[list[str] | None, typer.Argument(metavar="[quick|reference|paper|FILE.yaml] ...")]
+Preset = Literal[tuple(PRESETS)]
 Place = Annotated[Path, typer.Option("--out", metavar="PLACE", help="Where it goes; a model's folder or .safetensors.")]
-Copy = Annotated[Path | None, typer.Option("--out", help="The executed copy; default: notebooks/ beside its results.")]
-Size = Annotated[Preset, typer.Option("--preset", help="How large.")]
 Changes = Annotated[list[str] | None, typer.Option("--set", metavar="K=V", help="Change Settings or Reading: t=300.")]
 Values = Annotated[list[str] | None, typer.Option("-p", metavar="K=V", help="One of its parameters.")]
 Alpha = Annotated[float | None, typer.Option(min=1e-4, max=0.9999, help="Share of good parts that may be flagged.")]
@@ -39,7 +31,6 @@ Natural = Annotated[int, typer.Option(min=0, max=2**63 - 1)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 Data = Annotated[str, typer.Option(metavar="DIR", help="A folder of images; default: the embedded data.")]
 Categories = Annotated[list[str] | None, typer.Option("--category", help="One category (repeat for more).")]
-SourceName = Annotated[str, typer.Argument(metavar="NAME", help="mvtec_ad, visa or btad.")]
 
 
 class Commands(TyperGroup):
@@ -51,14 +42,15 @@ class Commands(TyperGroup):
                 warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
                 status = super().invoke(ctx)
         except (Exception, KeyboardInterrupt) as error:
+            stopped = isinstance(error, KeyboardInterrupt)
             score = ctx.invoked_subcommand == "score"  # a script must not take its failure for a flagged part
-            if isinstance(error, InputError | RunError | OSError | KeyboardInterrupt):
-                print("interrupted" if isinstance(error, KeyboardInterrupt) else f"error: {error}", file=sys.stderr)
+            if stopped or isinstance(error, InputError | RunError | OSError):
+                print("interrupted" if stopped else f"error: {error}", file=sys.stderr)
             elif hasattr(error, "exit_code") or not score:  # typer's own, or a fault of ours
                 raise
             else:
                 traceback.print_exc()
-            status = 130 if isinstance(error, KeyboardInterrupt) else 2 if score or isinstance(error, InputError) else 1
+            status = 130 if stopped else 2 if score or isinstance(error, InputError) else 1
         raise typer.Exit(status or 0)
 
 
@@ -70,7 +62,7 @@ app.add_typer(data_app, name="data")
 
 def _assignments(pairs: Sequence[str] | None, option: str, texts: Sequence[str] = ()) -> dict[str, Any]:
     """K=V pairs, V a literal (300, 5e-5, [1, 2], true) or else a text; always a text for the names in ``texts``."""
-    values: dict[str, Any] = {}
+    values = {}
     for name, equals, text in (pair.partition("=") for pair in pairs or ()):
         if not equals or not name.isidentifier():
             raise InputError(f"{option} takes NAME=VALUE, got {name + equals + text!r}.")
@@ -85,26 +77,26 @@ def _changes(pairs: Sequence[str] | None) -> tuple[dict[str, Any], dict[str, Any
     """What --set changes in Settings, and in Reading, which is told by the names."""
     from ..settings import Reading
 
-    given = _assignments(pairs, "--set")
-    reading = {name: value for name, value in given.items() if name in Reading.model_fields}
-    return {name: value for name, value in given.items() if name not in reading}, reading
+    settings = _assignments(pairs, "--set")
+    reading = {name: settings.pop(name) for name in Reading.model_fields if name in settings}
+    return settings, reading
 
 
 def _model_file(model: Path) -> Path:
-    return model.expanduser() if model.suffix == ".safetensors" else model.expanduser() / "detector.safetensors"
+    return (model if model.suffix == ".safetensors" else model / "detector.safetensors").expanduser()
 
 
 def _nats(threshold: float) -> str:
     return f"{threshold:.1f} nats" if threshold < float("inf") else "none"
 
 
-# --- one's own parts -------------------------------------------------------------------------------------------------
-
-
 @app.command()
-def fit(good: Good, out: Place, preset: Size = Preset.reference, set_: Changes = None, alpha: Alpha = 0.05,
+def fit(good: Path, out: Place, preset: Preset = "reference", set_: Changes = None, alpha: Alpha = 0.05,
         seed: Natural = 0, device: Device = "auto", force: bool = False) -> None:  # fmt: skip
-    """Fit a model on a folder of good images; for another t, density or image score nothing is trained again."""
+    """Fit a model on GOOD, a folder of images of good parts, about 20 or more.
+
+    For another t, density or image score nothing is trained again.
+    """
     from ..settings import Reading, Settings
     from . import parts
 
@@ -130,9 +122,9 @@ def fit(good: Good, out: Place, preset: Size = Preset.reference, set_: Changes =
 
 
 @app.command()
-def score(model: Model, images: Images, out: Place, alpha: Alpha = None, worst: Natural = 20,
-          overlays: Overlays = Overlays.all, device: Device = "auto") -> int:  # fmt: skip
-    """Score images by a fitted model: scores.csv, report.html with the WORST images, and overlays.
+def score(model: Path, images: list[Path], out: Place, alpha: Alpha = None, worst: Natural = 20,
+          overlays: Literal["all", "flagged", "none"] = "all", device: Device = "auto") -> int:  # fmt: skip
+    """Score IMAGES, files or folders, by the MODEL of a fit: scores.csv, report.html with the WORST images, overlays.
 
     Exit status: 0 nothing flagged, 1 something flagged, 2 an image could not be read, or anything else.
     """
@@ -145,18 +137,15 @@ def score(model: Model, images: Images, out: Place, alpha: Alpha = None, worst: 
     detector = Detector.load(_model_file(model), device)
     alpha = alpha or detector.extra.get("alpha") or 0.05
     result = parts.inspect(detector, found, folder, worst, overlays, alpha, model=str(model))
-    for row in result.table[result.table.verdict == parts.UNREADABLE].itertuples():
-        print(f"error: {row.message}", file=sys.stderr)
+    for message in result.table.message[result.table.verdict == parts.UNREADABLE]:
+        print(f"error: {message}", file=sys.stderr)
     flagged, passed, unreadable = (result.count(one) for one in (parts.FLAGGED, parts.PASSED, parts.UNREADABLE))
     print(f"{len(found)} images: {flagged} flagged, {passed} passed, {unreadable} unreadable (false-alarm rate "
           f"{alpha:g}, threshold {_nats(result.table.threshold[0])})")  # fmt: skip
-    for one in result.worst[:5]:
-        print(f"{one.score:10.1f}  p {one.p_value:.3f}  {one.verdict:<8} {result.name(one.path)}")
+    for one in result.table.nlargest(5, "score").itertuples():
+        print(f"{one.score:10.1f}  p {one.p_value:.3f}  {one.verdict:<8} {one.image}")
     print(f"done: {printable(folder / 'report.html')}")
     return 2 if unreadable else 1 if flagged else 0
-
-
-# --- notebooks and runs ----------------------------------------------------------------------------------------------
 
 
 def _end_with(parent: int) -> None:
@@ -171,8 +160,11 @@ def _end_with(parent: int) -> None:
 
 
 @app.command()
-def notebook(nn: str, p: Values = None, out: Copy = None) -> None:
-    """Execute one notebook, by its number: notebook 05 -p category=woven."""
+def notebook(nn: str, p: Values = None, out: Path | None = None) -> None:
+    """Execute one notebook, by its number: notebook 05 -p category=woven.
+
+    The executed copy is OUT, by default in notebooks/ beside its results.
+    """
     from . import notebooks
 
     if "IRF_PARENT" in os.environ:
@@ -185,15 +177,14 @@ def notebook(nn: str, p: Values = None, out: Copy = None) -> None:
     if out is None:
         from .results import Run
 
-        values: Mapping[str, Any] = {name: default for name, (_, default) in known.items()} | given
-        shared = {name: value for name, value in values.items() if name in Parameters.model_fields}
+        shared = {name: given.get(name, known[name][1]) for name in Parameters.model_fields if name in known}
         out = Run.open(path.stem, **shared).folder / "notebooks" / path.name
     notebooks.execute(path, out, given, root)
     print(f"{path.stem}: done in {time.monotonic() - start:.0f} s, {printable(os.path.relpath(out))}")
 
 
 @app.command()
-def train(preset: Size = Preset.quick, data: Data = "", category: str = "", seed: Natural = 0, out: str = "",
+def train(preset: Preset = "quick", data: Data = "", category: str = "", seed: Natural = 0, out: str = "",
           set_: Changes = None, cpu: bool = False) -> None:  # fmt: skip
     """Train what 03_train trains, on several processes or GPUs: accelerate launch ... -m irf_lib train ..."""
     import torch
@@ -210,7 +201,7 @@ def train(preset: Size = Preset.quick, data: Data = "", category: str = "", seed
     if accelerator.num_processes > 1:  # a killed launcher leaves its processes, and the next would train beside them
         _end_with(os.getppid())
     with accelerator.main_process_first():
-        run = Run.open("03_train", preset=str(preset), data=data, category=category, seed=seed, settings=settings,
+        run = Run.open("03_train", preset=preset, data=data, category=category, seed=seed, settings=settings,
                        reading=reading, out=out, device=str(accelerator.device))  # fmt: skip
     detector = run.detector(accelerator.is_main_process, accelerator)
     accelerator.wait_for_everyone()  # the main process may still be writing
@@ -221,10 +212,10 @@ def train(preset: Size = Preset.quick, data: Data = "", category: str = "", seed
 
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
-def run(words: Words = None, cores: str = "all") -> None:
-    """Make a run: its notebooks for every data set, category and seed, by Snakemake; a killed run resumes.
+def run(words: Annotated[list[str] | None, typer.Argument()] = None, cores: str = "all") -> None:
+    """Make a run (quick, reference, paper or a YAML file): its notebooks for every data set, category and seed.
 
-    Further words go to Snakemake: -n shows what would run, --profile workflow/profiles/slurm uses a cluster.
+    A killed run resumes. Further words go to Snakemake: -n shows what would run, --profile DIR uses a cluster.
     """
     import fcntl
 
@@ -246,9 +237,6 @@ def run(words: Words = None, cores: str = "all") -> None:
     os.execv(sys.executable, [sys.executable, *map(str, command)])
 
 
-# --- data sets -------------------------------------------------------------------------------------------------------
-
-
 @data_app.command("list")
 def list_(data: Data = "", category: Categories = None, check: bool = False) -> int:
     """What is there."""
@@ -258,14 +246,13 @@ def list_(data: Data = "", category: Categories = None, check: bool = False) -> 
     root = Path(data).expanduser() if data else write_embedded(project_root() / "data" / "textures")
     said = []
     print(f"{'category':<20} {'layout':<7} {'train':>6} {'good':>6} {'defect':>7}  masks")
-    for name in category or list_categories(root):
-        one = read_category(root, name)
+    for one in (read_category(root, name) for name in category or list_categories(root)):
         said += check_category(one) if check else []
         defect = sum(image.is_anomalous for image in one.test)
         counts = f"{len(one.train):>6} {len(one.test) - defect:>6} {defect:>7}  {'yes' if one.has_masks else 'no'}"
         print(f"{printable(one.name):<20} {one.layout:<7} {counts}")
-    for sentence in said or (["every file can be read, every mask fits, no image is there twice"] if check else []):
-        print(sentence)
+    if check:
+        print(*(said or ["every file can be read, every mask fits, no image is there twice"]), sep="\n")
     return 2 if said else 0
 
 
@@ -276,8 +263,8 @@ def check(data: Data = "", category: Categories = None) -> int:
 
 
 @data_app.command()
-def download(name: SourceName, to: Path | None = None, archive: Path | None = None, yes: bool = False) -> None:
-    """Get a public data set: its licence is shown, its archive checked (or ARCHIVE, if you have it)."""
+def download(name: str, to: Path | None = None, archive: Path | None = None, yes: bool = False) -> None:
+    """Get mvtec_ad, visa or btad: its licence is shown, its archive checked (or ARCHIVE, if you have it)."""
     from ..data import public
 
     if name not in public.SOURCES:

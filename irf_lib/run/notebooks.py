@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,33 +49,28 @@ def execute(path: Path, out: Path, parameters: Mapping[str, Any], root: Path) ->
     Raises InputError for wrong parameters, before a kernel starts. Raises RunError for a failing cell, a kernel that
     died, and a copy that cannot be written; what ran is then in <out>.partial.ipynb.
     """
+    check_parameters(path, parameters)
+    # jsonschema would compile a grammar for internationalised URLs, for 3 s; a notebook's schema has none of them.
+    sys.modules.setdefault("rfc3987_syntax", None)
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
     from traitlets.config import Config
 
-    check_parameters(path, parameters)
     path, out = Path(os.path.abspath(path)), Path(os.path.abspath(out))
     partial = out.with_suffix(".partial.ipynb")
+    # Encrypted loopback sockets: nobody else on a shared machine reads them, and the kernel does not warn.
+    options = {"progress_bar": False, "config": Config({"KernelManager": {"transport_encryption": "auto"}})}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.chdir(root):  # papermill resolves paths against the working directory
-            papermill.execute_notebook(
-                os.path.relpath(path),  # relative: executed copies name no folder of this machine
-                os.path.relpath(partial),
-                parameters=dict(parameters),
-                cwd=".",
-                kernel_name="python3",
-                progress_bar=False,
-                # Encrypted loopback sockets: nobody else on a shared machine reads them, and the kernel does not warn.
-                config=Config({"KernelManager": {"transport_encryption": "auto"}}),
-            )
+            names = os.path.relpath(path), os.path.relpath(partial)  # executed copies name no folder of this machine
+            papermill.execute_notebook(*names, dict(parameters), cwd=".", kernel_name="python3", **options)
         os.replace(partial, out)
     except (PapermillExecutionError, DeadKernelError, OSError) as error:
         if isinstance(error, PapermillExecutionError):
             said = f"failed in cell {error.exec_count}: {error.ename}: {error.evalue}"
         else:  # a dead kernel most often for want of memory; a full disk, or a folder without permission
             said = f"stopped: {one_line(error)}; see to the memory, the disk and the folder's permissions"
-        shown = printable(os.path.relpath(partial))
-        raise RunError(f"{path.stem} {said}\nWhat ran is in {shown}") from None
+        raise RunError(f"{path.stem} {said}\nWhat ran is in {printable(os.path.relpath(partial))}") from None
     return out

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -50,7 +50,7 @@ class Parameters(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    preset: str = "quick"
+    preset: Literal[tuple(PRESETS)] = "quick"
     data: str = ""  # a folder of images; "" is the embedded data
     category: str = ""  # "" is the first; "unified" is one model for all categories
     seed: int = Field(0, ge=0, lt=2**63)
@@ -59,13 +59,6 @@ class Parameters(BaseModel):
     reading: dict[str, Any] = {}  # changes to the preset's Reading
     out: str = ""  # results folder; "" is results/<preset>
     device: str = "auto"
-
-    @field_validator("preset")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        if name not in PRESETS:
-            raise ValueError(f"there is no preset {name!r}, there are {', '.join(PRESETS)}")
-        return name
 
     @field_validator("device")
     @classmethod
@@ -83,16 +76,9 @@ def validated(model: type[Model], values: Mapping[str, Any]) -> Model:
     try:
         return model(**values)
     except ValidationError as error:
-        raise InputError(f"wrong {model.__name__.lower()}: {explain(error)}") from None
-
-
-def explain(error: ValidationError) -> str:
-    """pydantic's report in one line: which parameter, what is wrong with it."""
-    return "; ".join(
-        f"{'.'.join(map(str, one['loc'])) or 'together'}: {one['msg'].removeprefix('Value error, ')} "
-        f"(got {one['input']!r})"
-        for one in error.errors()
-    )
+        found = [(".".join(map(str, one["loc"])) or "together", one["msg"], one["input"]) for one in error.errors()]
+        said = (f"{name}: {what.removeprefix('Value error, ')} (got {given!r})" for name, what, given in found)
+        raise InputError(f"wrong {model.__name__.lower()}: {'; '.join(said)}") from None
 
 
 def project_root() -> Path:

@@ -10,7 +10,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Iterable
-from functools import cache
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,15 +36,13 @@ CREDITS = {
 
 def credit(dataset: str) -> str:
     """What a figure that shows this data set's images must say of them."""
-    known = (said for start, said in CREDITS.items() if dataset.lower().startswith(start))
-    return next(known, f"Images: {printable(dataset)}; see its own licence")
+    known = [said for start, said in CREDITS.items() if dataset.lower().startswith(start)]
+    return known[0] if known else f"Images: {printable(dataset)}; see its own licence"
 
 
 def dataset_name(data: Path) -> str:
     """The data set's name: its folder's, or the folder above where ``data`` is a single category of a set."""
-    single = [
-        layout for layout, folder in find_categories(data).values() if folder == data and layout in ("mvtec", "btad")
-    ]
+    single = {("mvtec", data), ("btad", data)} & set(find_categories(data).values())
     return data.resolve().parent.name if single else data.resolve().name
 
 
@@ -54,10 +52,8 @@ def checked_out(root: Path, out: str, data: str = "") -> Path:
     for source in (*(root / name for name in SOURCES), *([root / data] if data else [])):
         taken = source.resolve()
         if top.is_relative_to(taken) or taken.is_relative_to(top):
-            raise InputError(
-                f"out {printable(out)} is, holds or lies in {printable(source)}, where results would mix with what is "
-                f"there; choose another out, such as results/mine."
-            )
+            said = f"out {printable(out)} is, holds or lies in {printable(source)}"
+            raise InputError(f"{said}, where no results belong; choose another out, such as results/mine.")
     return root / out
 
 
@@ -82,13 +78,11 @@ def code_hash(files: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-@cache
 def training_code() -> str:
     """Hash of the code that weights come from."""
     return code_hash(Path(__file__).parents[1] / f"{name}.py" for name in TRAINING_CODE)
 
 
-@cache
 def package_versions() -> dict[str, str]:
     """The versions of Python and of PACKAGES."""
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
@@ -98,18 +92,16 @@ def git_state(root: Path) -> tuple[str, bool]:
     """(commit, dirty) of the project; ("unknown", False) outside a git checkout."""
     if not (root / ".git").exists() or not shutil.which("git"):
         return "unknown", False
-    changes = ("status", "--porcelain", "--", "irf_lib", "notebooks", "requirements.lock")
-    commit, dirty = (
-        subprocess.run(["git", *words], cwd=root, capture_output=True, text=True).stdout.strip()
-        for words in (("rev-parse", "HEAD"), changes)
-    )
+    ask = partial(subprocess.run, cwd=root, capture_output=True, text=True)
+    commit = ask(["git", "rev-parse", "HEAD"]).stdout.strip()
+    dirty = ask(["git", "status", "--porcelain", "--", "irf_lib", "notebooks", "requirements.lock"]).stdout
     return commit or "unknown", bool(dirty)
 
 
 def device_name(device: torch.device) -> str:
     """What computes, in words that a reader of a table needs."""
     if device.type == "cuda":
-        import torch
+        from torch import cuda
 
-        return torch.cuda.get_device_name(device)
+        return cuda.get_device_name(device)
     return f"{device.type}, {platform.machine()}, {os.cpu_count()} cores"

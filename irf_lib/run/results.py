@@ -10,11 +10,11 @@ Run All in JupyterLab leave the same files.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -39,26 +39,13 @@ from ..files import InputError, file_sha256, printable, read_json, write_atomica
 from ..scoring import anomaly_map, image_score
 from ..settings import Reading, Settings
 from ..studies.resampling import auroc_interval
+from . import provenance
+from .parts import checkpoint_of, load_same
 from .presets import PRESETS, Parameters, project_root, validated
-from .provenance import (
-    checked_out,
-    credit,
-    dataset_name,
-    device_name,
-    git_state,
-    package_versions,
-    training_code,
-    vouched,
-)
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from matplotlib.figure import Figure
-
-METRIC_COLUMNS = (
-    "dataset", "category", "seed", "method", "input", "t", "density", "image_score", "n_test_good", "n_test_anomalous",
-    "I-AUROC", "I-AP", "I-F1max", "P-AUROC", "P-AP", "P-F1max", "AUPRO", "train_s", "ms_per_image", "commit",
-)  # fmt: skip
 
 UNIFIED = "unified"  # the "category" of a model of all categories
 
@@ -103,11 +90,10 @@ class Run:
         self.root, self.preset, self.seed = project_root(), PRESETS[given.preset], given.seed
         self.settings = validated(Settings, {**self.preset.settings, **given.settings})
         self.reading = validated(Reading, {**self.preset.reading, **given.reading})
-        self.device, self.git = resolve_device(given.device), git_state(self.root)
-        self.top = checked_out(self.root, given.out or f"results/{given.preset}", given.data)
-        self.cache = self.root / ".cache" / "features"
-        self._written: list[Path] = []
-        self.unified = given.category == UNIFIED
+        self.device, self.git = resolve_device(given.device), provenance.git_state(self.root)
+        self.top = provenance.checked_out(self.root, given.out or f"results/{given.preset}", given.data)
+        self.cache, self._written = self.root / ".cache" / "features", set()
+        self.unified, self.dataset = given.category == UNIFIED, None
         self.folder = self.home = self.top  # of this notebook's files, and of the detector
         self.category: Category | None = None  # the one under test; the data set's first where a notebook has no choice
         self.trained: tuple[Category, ...] = ()  # those that the detector is trained on
@@ -119,7 +105,8 @@ class Run:
         given, named = self.parameters, self.parameters.model_fields_set
         data = self.root / given.data if given.data else write_embedded(self.root / "data" / "textures")
         names = list_categories(data)
-        self.dataset, self.credit = dataset_name(data), credit(dataset_name(data))
+        self.dataset = provenance.dataset_name(data)
+        self.credit = provenance.credit(self.dataset)
         self.category = read_category(data, (given.test if self.unified else given.category) or names[0])
         self.trained = tuple(read_category(data, name) for name in names) if self.unified else (self.category,)
         self.home = self.top / self.dataset / (UNIFIED if self.unified else self.category.name)
@@ -130,19 +117,18 @@ class Run:
     def _bind(self) -> None:
         """One folder, one preset and one Settings: a table must never mix networks that were made in different ways.
         A notebook without the parameter settings binds nothing, and works with those of the folder."""
-        path, named = self.top / "run.json", "settings" in self.parameters.model_fields_set
-        mine = {"preset": self.parameters.preset, "settings": self.settings.model_dump() if named else {}}
-        if named and not path.exists():
+        path, binds = self.top / "run.json", "settings" in self.parameters.model_fields_set
+        mine = {"preset": self.parameters.preset, "settings": self.settings.model_dump() if binds else {}}
+        if binds and not path.exists():
             write_json(path, mine)
         kept = read_json(path) if path.exists() else mine
         theirs, ours = ({"preset": one["preset"], **one["settings"]} for one in (kept, mine))
-        odd = [name for name in ours | (theirs if named else {}) if theirs.get(name) != ours.get(name)]
+        odd = [name for name in ours | (theirs if binds else {}) if theirs.get(name) != ours.get(name)]
         if odd:
             changed = "; ".join(f"{name}: {theirs.get(name)!r} there, {ours.get(name)!r} now" for name in odd)
-            raise InputError(
-                f"{self.show(self.top)} holds results of other settings ({changed}); choose another out, or delete it."
-            )
-        if not named and kept["settings"]:
+            said = f"{self.show(self.top)} holds results of other settings ({changed})"
+            raise InputError(f"{said}; choose another out, or delete it.")
+        if kept["settings"] and not binds:
             self.settings = validated(Settings, kept["settings"])
 
     @property
@@ -164,11 +150,12 @@ class Run:
         return printable(os.path.relpath(path, self.root))
 
     def print_header(self) -> None:
-        """Two lines for a notebook's set-up cell: commit, detector, device, folder."""
+        """Two lines for a notebook's set-up cell: commit, detector, device, folder. Warnings become one line."""
         what = "" if self.folder == self.top else f" | {self.label}"
         state = f"commit {self.git[0][:10]}{' (with changes)' if self.git[1] else ''}"
         print(f"{self.stage} | preset {self.parameters.preset}{what} | {state}")
-        print(f"{device_name(self.device)} | results in {self.show(self.folder)}")
+        print(f"{provenance.device_name(self.device)} | results in {self.show(self.folder)}")
+        warnings.formatwarning = lambda message, *_: f"warning: {message}\n"  # without a path of this machine
 
     # --- the detector ----------------------------------------------------------------------------------------------
 
@@ -182,37 +169,20 @@ class Run:
         return self._trained(f"variants/{name}", validated(Settings, self.settings.model_dump() | dict(changes)))
 
     def _trained(self, name: str, settings: Settings, progress: bool = True, accelerator=None) -> Detector:
-        path, checkpoint = self.home / f"{name}.safetensors", self.home / f"{name}.checkpoint"
-        data = [self._hashes(category)["train"] for category in self.trained]
-        made_from = {"settings": settings.model_dump(), "seed": self.seed, "data": data, "code": training_code()}
-        device, store = str(accelerator.device if accelerator else self.device), FeatureCache(self.cache)
-        try:
-            detector = Detector.load(path, device, store)
-        except InputError:  # none yet, or damaged, or of another version: trained again
-            detector = None
-        if detector and detector.extra == made_from:
+        path, store = self.home / f"{name}.safetensors", FeatureCache(self.cache)
+        data = [content_hash(category.train) for category in self.trained]
+        made_from = {"data": data, "code": provenance.training_code()}
+        device = str(accelerator.device if accelerator else self.device)
+        if detector := load_same(path, settings, self.seed, made_from, device, store):
             detector = detector.attach(self.training).with_reading(self.reading)
         else:
             detector = Detector(settings, self.reading, self.seed, device, store)
-            detector.fit(self.training, self.label if progress else None, checkpoint, accelerator)
+            detector.fit(self.training, self.label if progress else None, checkpoint_of(path), accelerator)
             if accelerator and not accelerator.is_main_process:
                 return detector
-            self._written.append(detector.save(path, made_from))
-        checkpoint.unlink(missing_ok=True)
+            self._written.add(detector.save(path, made_from))
+        checkpoint_of(path).unlink(missing_ok=True)
         return detector
-
-    def _hashes(self, category: Category) -> dict[str, str]:
-        """Hashes of a category's training images and of all its files; kept in the run's folder, so that they are
-        taken once per run, for as long as every file has the same size and time."""
-        files = [*category.train, *(path for one in category.test for path in (one.path, one.mask) if path)]
-        stats = [(os.fsencode(path), one.st_size, one.st_mtime_ns) for path in files for one in (path.stat(),)]
-        seen = hashlib.sha256(repr(stats).encode()).hexdigest()
-        path = self.top / self.dataset / category.name / "data.json"
-        kept = read_json(path) if path.is_file() else {}
-        if kept.get("seen") != seen:
-            kept = {"seen": seen, "train": content_hash(category.train), "all": category_hash(category)}
-            write_json(path, kept)
-        return kept
 
     def held_out_images(self, detector: Detector) -> np.ndarray:
         """The held-out good images of the category under test, (n, 3, H, W) in [0, 1]."""
@@ -243,7 +213,7 @@ class Run:
         method that has a rule of its own.
         """
         reading = self.reading if reading is None else reading
-        how = reading.model_dump() if isinstance(reading, Reading) else dict(reading)
+        how = reading.model_dump() if isinstance(reading, Reading) else reading
         nll, scores = (found.nll, found.scores) if isinstance(found, Scores) else (found, scores)
         scores = image_score(nll, how["image_score"]) if scores is None else scores
         scores = torch.as_tensor(scores).double().numpy()
@@ -251,22 +221,21 @@ class Run:
         if self.unified != self.preset.unified:
             method += ("," if ":" in method else ":") + (UNIFIED if self.unified else "per-category")
         head = {"dataset": self.dataset, "category": test.category.name, "seed": self.seed, "method": method}
-        n_anomalous = int(test.labels.sum())
         row = head | {name: how[name] for name in ("input", "t", "density", "image_score")}
-        row |= {"n_test_good": len(test.labels) - n_anomalous, "n_test_anomalous": n_anomalous}
+        row |= {"n_test_good": int((~test.labels).sum()), "n_test_anomalous": int(test.labels.sum())}
         row |= metrics.evaluate(scores, test.labels, maps, test.masks)
         row |= {"train_s": round(train_s, 2), "ms_per_image": round(ms_per_image, 2), "commit": self.git[0]}
         value, low, high = auroc_interval(scores, test.labels, seed=self.seed)
         interval = head | {"metric": "I-AUROC", "value": value, "lo": low, "hi": high, "n": len(scores)}
-        images = pd.DataFrame(head | {"image": test.names, "anomalous": test.labels, "score": scores})
-        return {name: row[name] for name in METRIC_COLUMNS}, interval, images
+        return row, interval, pd.DataFrame(head | {"image": test.names, "anomalous": test.labels, "score": scores})
 
     # --- files -----------------------------------------------------------------------------------------------------
 
     def save(self, name: str, write: Callable[[Path], Any]) -> Path:
         """Let ``write(path)`` make a file of this notebook, atomically."""
-        self._written.append(write_atomically(self.folder / name, write))
-        return self._written[-1]
+        path = write_atomically(self.folder / name, write)
+        self._written.add(path)
+        return path
 
     def save_table(self, table: pd.DataFrame, name: str) -> Path:
         return self.save(name, lambda path: table.to_csv(path, index=False))
@@ -284,7 +253,7 @@ class Run:
 
     def read_table(self, name: str) -> pd.DataFrame:
         """A table that another notebook left in this folder. Raises InputError unless that one got to its end."""
-        if not vouched(path := self.folder / name):
+        if not provenance.vouched(path := self.folder / name):
             state = "is not what its notebook finished" if path.is_file() else "is missing"
             raise InputError(f"{self.show(path)} {state}: run the notebook that writes it, to its end.")
         return _read_csv(path)
@@ -293,15 +262,14 @@ class Run:
         """The files of this name that finished notebooks left below the run's folder, sorted. Those of a notebook that
         did not get to its end are named and left out; those that were read in different ways are refused."""
         places = sorted({one for depth in ("*/*", "*/*/*", "*/*/*/*") for one in self.top.glob(f"{depth}/{name}")})
-        made = {path: vouched(path) for path in places}
-        if unfinished := [self.show(path) for path, provenance in made.items() if not provenance]:
+        made = {path: provenance.vouched(path) for path in places}
+        if unfinished := [self.show(path) for path, one in made.items() if not one]:
             print(f"left out, their notebook did not get to its end: {', '.join(unfinished)}")
-        found = {path: provenance for path, provenance in made.items() if provenance}
-        readings = {json.dumps(one["reading"]): self.show(path) for path, one in found.items() if one["reading"]}
+        readings = {json.dumps(one["reading"]): path for path, one in made.items() if one and one["reading"]}
         if len(readings) > 1:
-            several = ", ".join(f"{path} by {reading}" for reading, path in readings.items())
+            several = ", ".join(f"{self.show(path)} by {reading}" for reading, path in readings.items())
             raise InputError(f"{name} was made by different readings ({several}); make all by one, or choose an out.")
-        return list(found)
+        return [path for path, one in made.items() if one]
 
     def gather(self, name: str) -> pd.DataFrame:
         """All detectors' tables of this name as one. Raises InputError if there is none, and as :meth:`find`."""
@@ -314,20 +282,19 @@ class Run:
         """Write provenance/<stage>.json: what made this notebook's files, and the SHA-256 of each."""
         self._bind()  # of two runs that start at once with different settings, one is refused here at the latest
         given = self.parameters.model_dump(include=self.parameters.model_fields_set)
-        provenance = {
+        made = {
             "stage": self.stage, "commit": self.git[0], "dirty": self.git[1], "parameters": given | self.own,
             "settings": self.settings.model_dump(),
-            "reading": self.reading.model_dump() if "reading" in given else None,
-            "dataset": self.dataset if self.category else None,
-            "data_sha256": {one.name: self._hashes(one)["all"] for one in self.trained},
+            "reading": self.reading.model_dump() if "reading" in given else None, "dataset": self.dataset,
+            "data_sha256": {one.name: category_hash(one) for one in self.trained},
             "precision": resolve_precision(self.settings.precision, self.device),
-            "device": device_name(self.device), "threads": torch.get_num_threads(), "versions": package_versions(),
-            "wall_s": round(time.monotonic() - self.started, 1),
+            "device": provenance.device_name(self.device), "threads": torch.get_num_threads(),
+            "versions": provenance.package_versions(), "wall_s": round(time.monotonic() - self.started, 1),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "files": {os.path.relpath(path, self.folder): file_sha256(path) for path in sorted(set(self._written))},
+            "files": {os.path.relpath(path, self.folder): file_sha256(path) for path in sorted(self._written)},
         }  # fmt: skip
-        write_json(self.folder / "provenance" / f"{self.stage}.json", provenance)
-        print(f"{self.stage}: {len(self._written)} files under {self.show(self.folder)}, {provenance['wall_s']:.0f} s")
+        write_json(self.folder / "provenance" / f"{self.stage}.json", made)
+        print(f"{self.stage}: {len(self._written)} files under {self.show(self.folder)}, {made['wall_s']:.0f} s")
 
 
 _read_csv = partial(pd.read_csv, dtype={"category": str})  # BTAD's categories are names, not numbers

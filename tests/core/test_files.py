@@ -15,7 +15,7 @@ from irf_lib.files import (
     printable,
     save_tensors,
     write_atomically,
-    write_text,
+    write_json,
 )
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(3), "c": torch.zeros(0, 2)}
@@ -57,7 +57,7 @@ def test_truncated_foreign_and_missing_files_are_refused(tmp_path):
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
-    path = write_text(tmp_path / "a.txt", "old")
+    path = write_json(tmp_path / "a.json", "old")
 
     def fail(temporary):
         temporary.write_text("half")
@@ -65,9 +65,9 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 
     with pytest.raises(RunError, match="No space left on device.*run the same command again"):
         write_atomically(path, fail)
-    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    assert path.read_text() == '"old"\n' and list(tmp_path.iterdir()) == [path]
     with pytest.raises(RunError, match="cannot be written"):
-        write_text(path / "below.txt", "x")
+        write_json(path / "below.json", "x")
 
 
 def test_names_are_printable():

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -12,9 +13,8 @@ from PIL import Image
 from irf_lib import metrics
 from irf_lib.conformal import Scores
 from irf_lib.files import InputError, file_sha256
-from irf_lib.run import results
-from irf_lib.run.provenance import code_hash, credit, dataset_name, vouched
-from irf_lib.run.results import METRIC_COLUMNS, Run
+from irf_lib.run import provenance
+from irf_lib.run.results import Run
 
 
 @pytest.fixture
@@ -26,19 +26,21 @@ def open_run(project, tiny):
     return opened
 
 
-def scored(run, **more):
+def scored(run):
     detector = run.detector(progress=False)
     test = run.test_set(detector)
-    rows = run.row(test, "irf", detector.read(test.x0), **more)
-    run.save_table(pd.DataFrame([rows[0]]), "metrics.csv")
+    row, *_ = run.row(test, "irf", detector.read(test.x0))
+    run.save_table(pd.DataFrame([row]), "metrics.csv")
     run.finish()
-    return rows
+
+
+OUTS = (".", "..", "irf_lib/run", "notebooks/x", "data/mine", "parts", "parts/bolt/out", ".git/x")
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"preset": "fast"}, "there is no preset 'fast', there are quick, reference, paper"),
+        ({"preset": "fast"}, "preset: Input should be 'quick', 'reference' or 'paper'"),
         ({"seed": True}, "seed: Input should be a valid integer"),
         ({"settings": {"t": 300}}, "wrong settings: t: Extra inputs"),
         ({"settings": {"width": 32}}, "wrong settings: together: .*width"),
@@ -46,26 +48,18 @@ def scored(run, **more):
         ({"device": "abacus"}, "device: device 'abacus' is not available here"),
         ({"category": "bold"}, r"no category 'bold' \(did you mean 'bolt'\?\)"),
         ({"data": "nowhere"}, "nowhere: no such folder"),
+        *(({"out": out}, "is, holds or lies in .*choose another out") for out in OUTS),
     ],
 )
-def test_wrong_parameters_are_one_sentence(open_run, changes, words):
+def test_wrong_parameters_are_one_sentence_and_nothing_is_written(open_run, project, changes, words):
+    before = sorted(project.rglob("*"))
     with pytest.raises(InputError, match=words) as error:
         open_run(**changes)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    "out", [".", "..", "irf_lib", "irf_lib/run", "notebooks/x", "data/mine", "parts", "parts/bolt/out", ".git/x"]
-)
-def test_no_results_among_sources_or_data(open_run, project, out):
-    before = sorted(project.rglob("*"))
-    with pytest.raises(InputError, match="is, holds or lies in .*choose another out"):
-        open_run(out=out)
-    assert sorted(project.rglob("*")) == before
+    assert "\n" not in str(error.value) and sorted(project.rglob("*")) == before
 
 
 def test_a_folder_holds_one_preset_and_one_settings_but_any_reading(open_run, tiny):
-    assert open_run().top.joinpath("run.json").is_file()
+    first = open_run()
     assert open_run(reading={"t": 300}).reading.t == 300
     for changes, words in (
         ({"preset": "reference"}, "preset: 'quick' there, 'reference' now"),
@@ -77,14 +71,10 @@ def test_a_folder_holds_one_preset_and_one_settings_but_any_reading(open_run, ti
     assert gathering.settings.steps == 12 and gathering.folder == gathering.top, "it works with the folder's"
     assert Run.open("15_results", preset="quick", out="results/new").settings.steps == 100
     assert not (gathering.root / "results/new").exists(), "and binds nothing"
-
-
-def test_two_runs_that_start_at_once_with_other_settings_do_not_both_finish(open_run, tiny):
-    first = open_run()
-    first.top.joinpath("run.json").unlink()
+    (first.top / "run.json").unlink()
     second = open_run(settings=tiny | {"steps": 13})
     with pytest.raises(InputError, match="steps: 13 there, 12 now"):
-        first.finish()
+        first.finish()  # of two that started at once
     second.finish()
 
 
@@ -98,9 +88,11 @@ def test_folders(open_run):
     data = Run.open("01_data", data="parts", category="", out="results/mine")
     assert data.show(data.folder) == "results/mine/parts/bolt"
     assert Run.open("12_speed", data="parts", out="results/mine").category.name == "bolt"
+    assert provenance.dataset_name(run.root / "parts" / "bolt") == "parts" == run.dataset
+    assert "CC BY-NC-SA" in provenance.credit("mvtec_ad") and "own licence" in run.credit
 
 
-def test_a_detector_is_trained_once_whatever_reads_it(open_run, trainings):
+def test_a_detector_is_trained_once_whatever_reads_it(open_run, project, trainings, monkeypatch):
     scores = {}
     for reading in ({}, {"t": 300}, {"density": "diagonal"}, {"image_score": "max"}, {"input": "clean"}, {}):
         run = open_run(reading=reading)
@@ -108,54 +100,28 @@ def test_a_detector_is_trained_once_whatever_reads_it(open_run, trainings):
         scores[str(reading)] = detector.read(run.test_set(detector).x0).scores
         assert detector.reading == run.reading and len(detector.good[0]) == 10
     assert len(trainings) == 1 and len({tuple(one) for one in scores.values()}) == 5
-    assert [path.name for path in run.home.iterdir()] == ["detector.safetensors"], "no checkpoint is left"
+    path = run.home / "detector.safetensors"
+    assert list(run.home.iterdir()) == [path], "no checkpoint is left"
     assert open_run(seed=1).detector(progress=False) and len(trainings) == 2
-
-
-def test_a_detector_is_not_trusted_for_other_images_or_code(open_run, project, trainings, monkeypatch):
-    path = open_run().home / "detector.safetensors"
-    open_run().detector(progress=False)
     shutil.copy(project / "parts/nut/train/good/00.png", project / "parts/bolt/train/good/00.png")
-    open_run().detector(progress=False)
-    assert len(trainings) == 2
+    assert open_run().detector(progress=False) and len(trainings) == 3, "of other images"
     path.write_bytes(path.read_bytes()[:-1])
-    open_run().detector(progress=False)
-    assert len(trainings) == 3, "a damaged one is made again"
-    monkeypatch.setattr(results, "training_code", lambda: "edited")
-    open_run().detector(progress=False)
-    assert len(trainings) == 4
-
-
-def test_a_variant_is_kept_apart_and_trained_once(open_run, trainings):
-    run = open_run()
+    assert open_run().detector(progress=False) and len(trainings) == 4, "a damaged one is made again"
+    monkeypatch.setattr(provenance, "training_code", lambda: "edited")
+    assert open_run().detector(progress=False) and len(trainings) == 5
     made = [run.variant("small", {"steps": 3}) for _ in range(2)]
-    assert len(trainings) == 1 and len(made[1].history) == 3 and len(run.detector(progress=False).history) == 12
-    assert (run.home / "variants" / "small.safetensors").is_file()
+    assert len(trainings) == 6 and len(made[1].history) == 3 and len(run.detector(progress=False).history) == 12
     with pytest.raises(InputError, match="wrong settings: steps"):
         run.variant("odd", {"steps": "many"})
 
 
 def test_what_code_does_is_hashed_and_not_what_it_says(tmp_path):
-    texts = [
-        '"""Doc."""\ndef f(x):\n    """Says."""\n    return x  # why\n',
-        '"""Other."""\n\n\ndef f(x):\n    return (x)\n',
-        "def f(x):\n    return x + 1\n",
-    ]
-    hashes = []
-    for text in texts:
+    def hashed(text):
         (tmp_path / "a.py").write_text(text)
-        hashes.append(code_hash([tmp_path / "a.py"]))
-    assert hashes[0] == hashes[1] != hashes[2]
+        return provenance.code_hash([tmp_path / "a.py"])
 
-
-def test_data_are_hashed_once_per_run_and_again_when_they_change(open_run, project, monkeypatch):
-    taken, whole = [], results.category_hash
-    monkeypatch.setattr(results, "category_hash", lambda one: taken.append(one.name) or whole(one))
-    first = open_run()._hashes(open_run().category)
-    assert open_run()._hashes(open_run().category) == first and taken == ["bolt"]
-    (project / "parts/bolt/test/good/0.png").rename(project / "parts/bolt/test/good/9.png")
-    second = open_run()._hashes(open_run().category)
-    assert second["all"] != first["all"] and second["train"] == first["train"] and taken == ["bolt", "bolt"]
+    first = hashed('"""Doc."""\ndef f(x):\n    """Says."""\n    return x  # why\n')
+    assert first == hashed('"""Other."""\n\n\ndef f(x):\n    return (x)\n') != hashed("def f(x):\n    return x + 1\n")
 
 
 def test_a_unified_detector_has_held_out_images_of_each_category(open_run):
@@ -168,42 +134,24 @@ def test_a_unified_detector_has_held_out_images_of_each_category(open_run):
     assert row["method"] == "irf:unified" and row["category"] == "nut"
 
 
-def test_a_row_is_what_the_metrics_say(open_run):
+def test_a_row_is_what_the_metrics_say(open_run, project):
     run = open_run()
     test = run.test_set(run.detector(progress=False))
     nll = torch.arange(8 * 16.0).reshape(8, 4, 4)
-    found = Scores(nll, np.arange(8.0), np.arange(3.0), 32)
-    row, interval, images = run.row(
-        test, "rival", found, {"input": None, "t": None, "density": "x", "image_score": None}
-    )
+    found, how = Scores(nll, np.arange(8.0), np.arange(3.0), 32), {"input": None, "t": None, "density": "x"}
+    row, interval, images = run.row(test, "rival", found, how | {"image_score": None})
     expected = metrics.evaluate(np.arange(8.0), test.labels, found.maps, test.masks)
-    assert tuple(row) == METRIC_COLUMNS and {name: row[name] for name in expected} == expected
+    assert {name: row[name] for name in expected} == expected
     assert (row["n_test_good"], row["n_test_anomalous"], row["t"]) == (4, 4, None)
     assert interval["lo"] <= interval["value"] == row["I-AUROC"] <= interval["hi"] and interval["n"] == 8
     assert images.image.tolist() == test.names and test.names[0] == "good/0.png"
     own = run.row(test, "rival", nll, run.reading, scores=-torch.arange(8))[0]
     assert own["I-AUROC"] == 1 - row["I-AUROC"] and own["t"] == 200
     assert run.row(test, "rival:x", nll)[2].score.tolist() == [16 * i + 10.5 for i in range(8)], "top10"
-
-
-def test_images_without_labels_can_be_trained_on_and_not_measured(open_run, project):
-    shutil.rmtree(project / "parts/bolt/test/hole")
-    shutil.rmtree(project / "parts/bolt/ground_truth")
-    run = open_run()
+    for folder in ("test/hole", "ground_truth"):
+        shutil.rmtree(project / "parts/bolt" / folder)
     with pytest.raises(InputError, match="no good and anomalous test images"):
-        run.test_set(run.detector(progress=False))
-
-
-def test_provenance_lists_every_file_with_its_hash(open_run):
-    run = open_run(own={"alpha": 0.1})
-    scored(run)
-    provenance = json.loads((run.folder / "provenance" / "05_score_and_detect.json").read_text())
-    assert set(provenance["files"]) == {"detector.safetensors", "metrics.csv"}
-    assert all(file_sha256(run.folder / name) == digest for name, digest in provenance["files"].items())
-    assert provenance["parameters"]["alpha"] == 0.1 and provenance["parameters"]["category"] == "bolt"
-    assert provenance["settings"]["steps"] == 12 and provenance["reading"]["t"] == 200
-    assert set(provenance["data_sha256"]) == {"bolt"} and provenance["wall_s"] > 0
-    assert vouched(run.folder / "metrics.csv") == provenance and not list(run.folder.glob("*.json"))
+        open_run().test_set(open_run().detector(progress=False))
 
 
 def test_tables_are_gathered_from_finished_notebooks(open_run, capsys):
@@ -226,18 +174,24 @@ def test_tables_are_gathered_from_finished_notebooks(open_run, capsys):
         gathering.gather("metrics.csv")
 
 
-def test_a_table_that_is_missing_or_was_changed_is_not_read(open_run):
-    run = open_run()
+def test_provenance_vouches_for_every_file(open_run):
+    run = open_run(own={"alpha": 0.1})
     with pytest.raises(InputError, match="metrics.csv is missing: run the notebook"):
         run.read_table("metrics.csv")
     scored(run)
-    assert len(run.read_table("metrics.csv")) == 1
+    made = json.loads((run.folder / "provenance" / "05_score_and_detect.json").read_text())
+    assert set(made["files"]) == {"detector.safetensors", "metrics.csv"}
+    assert all(file_sha256(run.folder / name) == digest for name, digest in made["files"].items())
+    assert made["parameters"]["alpha"] == 0.1 and made["parameters"]["category"] == "bolt"
+    assert made["settings"]["steps"] == 12 and made["reading"]["t"] == 200 and made["commit"] == "unknown"
+    assert set(made["data_sha256"]) == {"bolt"} and made["wall_s"] > 0
+    assert provenance.vouched(run.folder / "metrics.csv") == made and len(run.read_table("metrics.csv")) == 1
     (run.folder / "metrics.csv").write_text("edited")
     with pytest.raises(InputError, match="is not what its notebook finished"):
         run.read_table("metrics.csv")
 
 
-def test_files(open_run):
+def test_files_and_warnings(open_run, monkeypatch):
     import matplotlib.pyplot as plt
 
     run = open_run()
@@ -254,5 +208,6 @@ def test_files(open_run):
     before = (run.folder / "figures" / "a.pdf").read_bytes()
     run.save_figure(figure, "a")
     assert (run.folder / "figures" / "a.pdf").read_bytes() == before
-    assert dataset_name(run.root / "parts") == "parts" == dataset_name(run.root / "parts" / "bolt")
-    assert "CC BY-NC-SA" in credit("mvtec_ad") and "own licence" in run.credit and run.git == ("unknown", False)
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # to be put back
+    run.print_header()
+    assert warnings.formatwarning("odd", UserWarning, __file__, 1) == "warning: odd\n", "without a path"
