@@ -8,7 +8,6 @@ style and the figures of images, maps and scores; those of the studies' tables c
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -43,7 +42,7 @@ def show_image(axis: Axes, image: np.ndarray, mask: np.ndarray | None = None, ti
     return drawn
 
 
-def _credit(figure: Figure, credit: str) -> Figure:
+def add_credit(figure: Figure, credit: str) -> Figure:
     figure.supxlabel(credit, fontsize=6, x=0.995, ha="right")
     return figure
 
@@ -59,7 +58,7 @@ def image_grid(rows: Mapping[str, Sequence[tuple]], credit: str, width: float = 
         for axis, (title, image, mask) in zip(line, row, strict=False):
             show_image(axis, image, mask, title)
         line[0].set_ylabel(name, fontsize=7)
-    return _credit(figure, credit)
+    return add_credit(figure, credit)
 
 
 def field_panels(panels: Sequence[Sequence[tuple[str, np.ndarray]]], credit: str, unit: str) -> Figure:
@@ -77,7 +76,7 @@ def field_panels(panels: Sequence[Sequence[tuple[str, np.ndarray]]], credit: str
             bar = figure.colorbar(maps[-1], ax=list(line), location="bottom", shrink=0.8)
             bar.ax.tick_params(labelsize=6)
             bar.set_label(unit if line[0] is axes[0, -1] else "", fontsize=7)
-    return _credit(figure, credit)
+    return add_credit(figure, credit)
 
 
 def _histogram(axis: Axes, good: np.ndarray, others: np.ndarray, labels: tuple[str, str], threshold: float) -> None:
@@ -174,84 +173,3 @@ class ExplorerFigure:
         axis.tick_params(labelsize=6)
         axis.legend(fontsize=6, frameon=False)
         return self.figure
-
-
-def pipeline_strips(
-    image: np.ndarray, mask: np.ndarray, features: tuple, rows: Mapping[str, Sequence], maps: Mapping, credit: str
-) -> Figure:
-    """One strip a pipeline: the image, its ``features``, the states of ``rows[name]`` and, last, its map.
-
-    Features and states are (title, (s, s, 3) colours in [0, 1]); ``maps`` are title -> (H, W), one a row, with limits
-    of their own; the mask is outlined in image and maps. An arrow leads from each picture to the next.
-    """
-    columns = 3 + max(len(states) for states in rows.values())
-    figure, axes = plt.subplots(len(rows), columns, figsize=(WIDTH, len(rows) * (WIDTH / columns + 0.3) + 0.2),
-                                squeeze=False)  # fmt: skip
-    for line, (name, states), (map_title, values) in zip(axes, rows.items(), maps.items(), strict=True):
-        states = [(title, colours.transpose(2, 0, 1)) for title, colours in (features, *states)]
-        used = [*line[: 1 + len(states)], line[-1]]
-        for axis, (title, picture) in zip(used, [("image", image), *states, (map_title, values)], strict=True):
-            show_image(axis, picture, mask if axis in (line[0], line[-1]) else None, title, 6)
-        for axis in line[1 + len(states) : -1]:
-            axis.set_visible(False)
-        line[0].set_ylabel(name.replace(", ", "\n"), fontsize=6)
-        for left, right in pairwise(used):
-            right.annotate(
-                "", xy=(-0.01, 0.5), xytext=(1.01, 0.5), xycoords=right.transAxes, textcoords=left.transAxes,
-                arrowprops={"arrowstyle": "-|>", "color": "0.4", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0},
-            )  # fmt: skip
-    return _credit(figure, credit)
-
-
-def trajectories(table: pd.DataFrame, separation: pd.DataFrame) -> Figure:
-    """From the data space to the space of the field: ``table`` has image, anomalous, s, along and off, one row an image
-    and stage; ``separation`` has s, quantity, AUROC, lo and hi."""
-    n = table.groupby("anomalous").image.nunique()
-    kinds = {bad: f"{'anomalous' if bad else 'good'} (n = {n.get(bad, 0)})" for bad in (False, True)}
-    table = table.assign(kind=table.anomalous.map(kinds))
-    how = {"hue": "kind", "palette": dict(zip(kinds.values(), (GOOD, ANOMALOUS), strict=True))}
-    figure, axes = panels_in_rows(3, 2.7, sharey=True, width_ratios=(1, 1.3, 1))
-    for axis, s, title in ((axes[0], table.s.min(), "data space"), (axes[2], table.s.max(), "IRF space")):
-        part, first = table[table.s == s], axis is axes[0]
-        sns.scatterplot(part, x="along", y="off", style="kind", s=10, alpha=0.7, ax=axis, legend=first, **how)
-        row = separation[(separation.s == s) & (separation.quantity == "off")].iloc[0]
-        axis.set(title=f"{title}, s = {s}\nAUROC {row.AUROC:.3f} [{row.lo:.3f}, {row.hi:.3f}]",
-                 xlabel="along the first axis\n(sd of good parts)")  # fmt: skip
-    each = how | {"units": "image", "estimator": None, "lw": 0.4, "alpha": 0.35, "legend": False}
-    sns.lineplot(table, x="s", y="off", ax=axes[1], **each)
-    medians = table.replace({"kind": {name: f"median, {name.split(' (')[0]}" for name in kinds.values()}})
-    sns.lineplot(medians, x="s", y="off", style="kind", estimator="median", errorbar=None, color="black", ax=axes[1])
-    axes[1].set(title="one evaluation, any step s", xlabel="timestep s of the inversion step")
-    axes[0].set(yscale="log", ylabel="distance off the good parts")
-    for axis in axes[:2]:
-        axis.legend(title=None)
-    return figure
-
-
-def localisation_grid(
-    blocks: Mapping[str, Sequence[Mapping]], limits: Mapping[str, tuple[float, float]], credit: str
-) -> Figure:
-    """One block of columns a category (image, mask, anomaly map, thresholded map), one row an example.
-
-    ``blocks[name]`` is a list of mappings with keys rank, kind, image, mask, map, threshold; every block has the same
-    number of them. The maps of one block share ``limits[name]``.
-    """
-    n_rows = max(len(examples) for examples in blocks.values())
-    figure = plt.figure(figsize=(WIDTH, n_rows * (WIDTH / (4 * len(blocks)) + 0.1) + 0.45), layout="constrained")
-    panels = np.atleast_1d(figure.subfigures(1, len(blocks), wspace=0.02))
-    for panel, (name, examples) in zip(panels, blocks.items(), strict=True):
-        panel.suptitle(name, fontsize=8)
-        axes = panel.subplots(n_rows, 4, squeeze=False)
-        for row, one in zip(axes, examples, strict=True):
-            pictures = one["image"], one["mask"], one["map"], one["map"] > one["threshold"]
-            drawn = [show_image(axis, picture, size=5) for axis, picture in zip(row, pictures, strict=True)]
-            drawn[2].set_clim(*limits[name])
-            for black_and_white in (drawn[1], drawn[3]):
-                black_and_white.set(cmap="gray", clim=(0, 1))
-            row[0].set_title(one["kind"], fontsize=5, pad=1.5)
-            row[0].set_ylabel(one["rank"] if panel is panels[0] else "", fontsize=6)
-        for axis, part in zip(axes[-1], ("image", "mask", "map", "above limit"), strict=True):
-            axis.set_xlabel(part, fontsize=6)
-        # The same room below every panel, so that their rows stay level.
-        panel.supxlabel(credit if panel is panels[-1] else " ", fontsize=6, x=0.99, ha="right")
-    return figure

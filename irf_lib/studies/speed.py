@@ -19,13 +19,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from scipy import ndimage
-from sklearn.metrics import average_precision_score, roc_auc_score
 
-from .. import metrics
-from ..data.images import load_images
 from ..detector import Detector, Reading, Settings
-from ..diffusion import build_optimizers, ddpm_loss, resolve_precision, train, training_batch
 from ..files import InputError
 from ..networks.fast import fold
 from ..scoring import FullGaussian, anomaly_map, image_score
@@ -149,83 +144,3 @@ def scoring_cases(detector: Detector, images: np.ndarray, steps: Sequence[int]) 
     for name in ("inversion3", f"reconstruct{steps[-1]}"):
         cases[f"{name}_denoiser"] = lambda path=rivals[name].path: [path(part) for part in x0_parts]
     return {name: torch.no_grad()(case) for name, case in cases.items()}, {"score_bf16": "bf16"}
-
-
-def training_cases(detector: Detector, n: int = 64, steps: int = 10_000) -> tuple[Cases, str]:
-    """``train_step``: the next step of the library's loop. ``train_bare``: forward, backward and optimiser step of the
-    same network in the same precision on one batch of random tensors, and nothing else. Returns the precision, too."""
-    settings, device = detector.settings.model_copy(update={"steps": steps}), detector.device
-    first, second = (torch.Generator().manual_seed(0) for _ in range(2))
-    x0 = torch.randn(n, detector.backbone.channels, *2 * [settings.feature_size], generator=first)
-    loop, bare = train(detector.new_denoiser(), x0, settings, 0, device), detector.new_denoiser().to(device).train()
-    precision, optimizers = resolve_precision(settings.precision, device), build_optimizers(bare, settings)
-    batch, t, eps = (one.to(device) for one in training_batch(x0, settings.batch_size, second))
-
-    def bare_step() -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            loss = ddpm_loss(bare, batch, t, eps, detector.abar)
-        bare.zero_grad(set_to_none=True)
-        loss.backward()
-        for optimizer in optimizers:
-            optimizer.step()
-
-    return {"train_step": lambda: next(loop), "train_bare": bare_step}, precision
-
-
-def decode_case(paths: Sequence[Path], size: int) -> Case:
-    """Decoding ``paths`` to (N, 3, size, size), as scoring from files does first."""
-    return lambda: load_images(paths, size)
-
-
-def score_many(detector: Detector, n: int) -> Case:
-    """Scoring ``n`` images, 64 at a time as from a stream, so that memory holds no more than that."""
-    scorer, size = detector.scorer(), detector.settings.image_size
-    block = torch.rand(min(n, 64), 3, size, size, generator=torch.Generator().manual_seed(0))
-    return torch.no_grad()(lambda: [scorer(block[: n - at].to(detector.device))[1].shape for at in range(0, n, 64)])
-
-
-def image_size_cases(settings: Settings, sizes: Sequence[int], batch: int, device: str) -> Cases:
-    """``score_<size>px``: scoring ``batch`` images of each size; the feature map stays as it is."""
-    resized = {size: settings.model_copy(update={"image_size": size}) for size in sizes}
-    return {f"score_{size}px": score_many(benchmark_detector(one, device), batch) for size, one in resized.items()}
-
-
-def synthetic_maps(n: int, size: int = 256, seed: int = 0) -> tuple[np.ndarray, ...]:
-    """Heavy-tailed maps, a disc of a defect on every other: scores (n,), labels, maps (n, size, size), masks."""
-    rng = np.random.default_rng(seed)
-    maps = rng.standard_t(4, (n, size, size)).astype(np.float32)
-    masks, (rows, columns) = np.zeros(maps.shape, dtype=bool), np.mgrid[:size, :size]
-    for mask in masks[::2]:
-        y, x, radius = rng.uniform((0, 0, size / 32), (size, size, size / 8))
-        mask[:] = (rows - y) ** 2 + (columns - x) ** 2 < radius**2
-    maps[masks] += 1.5
-    return maps.max(axis=(1, 2)).astype(np.float64), masks.any(axis=(1, 2)), maps, masks
-
-
-def metric_cases(n: int, n_literal: int) -> Cases:
-    """``metrics<n>``: all seven metrics of n maps; ``sort<n>``: one float32 sort of the same pixels; ``label<n>``: the
-    component labelling alone. ``metrics<n_literal>``, ``sklearn<n_literal>`` and ``aupro<n_literal>_literal``: ours
-    against scikit-learn's three pixel metrics and an AUPRO threshold by threshold, on fewer maps."""
-    many, few = synthetic_maps(n), synthetic_maps(n_literal)
-    pixel_metrics = roc_auc_score, average_precision_score, metrics.f1_max
-    return {
-        f"metrics{n}": lambda: metrics.evaluate(*many),
-        f"sort{n}": lambda: np.sort(many[2], axis=None),
-        f"label{n}": lambda: [ndimage.label(mask, np.ones((3, 3))) for mask in many[3] if mask.any()],
-        f"metrics{n_literal}": lambda: metrics.evaluate(*few),
-        f"sklearn{n_literal}": lambda: [one(few[3].ravel(), few[2].ravel()) for one in pixel_metrics],
-        f"aupro{n_literal}_literal": lambda: literal_aupro(*few[2:]),
-    }
-
-
-def literal_aupro(maps: np.ndarray, masks: np.ndarray, thresholds: int = 200) -> float:
-    """AUPRO as it is defined, one threshold after the other, at ``thresholds`` quantiles of the normal pixels: a
-    yardstick for the exact one in metrics.py, not a metric to report."""
-    labelled = [ndimage.label(mask, np.ones((3, 3))) for mask in masks]
-    components = [(i, labels == k) for i, (labels, n) in enumerate(labelled) for k in range(1, n + 1)]
-    normal, rates, overlaps = maps[~masks], [0.0], [0.0]
-    for limit in np.quantile(normal, np.linspace(1, 1 - metrics.FPR_LIMIT, thresholds)):
-        above = maps > limit
-        rates.append(float((above & ~masks).sum() / normal.size))
-        overlaps.append(float(np.mean([above[i][part].mean() for i, part in components])))
-    return float(np.trapezoid(overlaps, rates)) / metrics.FPR_LIMIT

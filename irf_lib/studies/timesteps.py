@@ -21,16 +21,15 @@ from torch import Tensor, nn
 from .. import irf, metrics
 from ..conformal import Scores
 from ..detector import Detector, Reading
-from ..diffusion import ddpm_loss, denoising_loss, train, training_batch
+from ..diffusion import denoising_loss, train
 from ..networks.denoisers import gaussian_optimum
 from ..networks.fast import FoldedSteps
-from ..scoring import FullGaussian, StandardNormal, anomaly_map, image_score
+from ..scoring import FullGaussian, anomaly_map, image_score
 from .cutpaste import KINDS, cut_paste
 from .invariance import cosine_similarity, field_gram, pixel_spearman, relative_change, spearman_matrix
 from .resampling import auroc_difference_interval, auroc_interval, mean_interval
 
 Row = dict[str, object]
-NOISE_MODES = ("one draw for each image", "one fixed draw", "one draw a batch")
 
 
 def _row(head: Row, quantity: str, value: float, low: float = np.nan, high: float = np.nan) -> Row:
@@ -203,38 +202,3 @@ def plain_network(detector: Detector, steps: int, scale: float = 1.0) -> nn.Modu
     settings = detector.settings.model_copy(update={"steps": steps, "epochs": 0})
     list(train(net, scale * detector.good[0], settings, detector.seed, detector.device))  # a generator, to its end
     return net
-
-
-def one_timestep_network(detector: Detector, t: int, steps: int) -> nn.Module:
-    """A preconditioned network that has seen no timestep but ``t``; AdamW at a quarter of the settings' rate."""
-    net, x0, settings = detector.new_denoiser(precondition=True), detector.good[0], detector.settings
-    net.fit_gaussian(x0)
-    net.to(detector.device).train()
-    generator = torch.Generator().manual_seed(detector.seed)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=settings.lr / 4)
-    for _ in range(steps):
-        batch, _, eps = (one.to(detector.device) for one in training_batch(x0, settings.batch_size, generator))
-        loss = ddpm_loss(net, batch, torch.full((len(batch),), t, device=detector.device), eps, detector.abar)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(net.parameters(), settings.grad_clip)
-        optimizer.step()
-    return net.eval()
-
-
-@torch.no_grad()
-def leak_auroc(detector: Detector, x0: Tensor, t: int, mode: str, seed: int, batch_size: int) -> float:
-    """AUROC of *good* images against good images, the second half called anomalous as in a loader sorted by class. The
-    noised input at ``t`` is read under N(0, I), its noise drawn by ``mode`` (one of NOISE_MODES). The images are
-    shuffled by ``seed`` first, so there is nothing to find and the truth is 0.5."""
-    x0 = x0[torch.randperm(len(x0), generator=torch.Generator().manual_seed(seed))]
-    generator, fields, noise = torch.Generator().manual_seed(seed), [], None
-    for part in x0.split(batch_size):
-        if noise is None or mode != "one fixed draw":
-            size = len(part) if mode == "one draw for each image" else 1
-            noise = torch.randn((size, *x0.shape[1:]), generator=generator).to(detector.device)
-        x = part.to(detector.device)
-        field = irf.inverse_residual_field(detector.denoiser, x, t, detector.abar, "noised", noise)
-        fields.append(field.float().cpu())
-    labels = np.arange(len(x0)) >= len(x0) // 2
-    return auroc_interval(_pooled(detector, StandardNormal().nll(torch.cat(fields))), labels, seed)[0]

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from irf_lib import Settings, metrics
+from irf_lib import Settings
 from irf_lib.files import InputError
 from irf_lib.studies import speed
 
@@ -79,24 +79,3 @@ def test_every_case_runs_and_asks_the_network_as_often_as_it_says(detector, monk
         asked.clear()
         case()
         assert sum(asked) == 3 * expected[name], name
-
-
-def test_training_cases_train(detector):
-    cases, precision = speed.training_cases(detector, n=8, steps=5)
-    assert precision in ("fp32", "bf16")
-    assert [cases["train_step"]().step for _ in range(3)] == [1, 2, 3]
-    cases["train_bare"]()
-
-
-def test_the_literal_aupro_agrees_with_the_exact_one():
-    scores, labels, maps, masks = speed.synthetic_maps(6, 64)
-    assert speed.literal_aupro(maps, masks, 400) == pytest.approx(metrics.pixel_metrics(maps, masks)["AUPRO"], abs=5e-3)
-    assert labels.tolist() == [True, False] * 3 and len(scores) == 6
-    for case in speed.metric_cases(4, 2).values():
-        case()
-
-
-def test_sizes_and_streams(detector):
-    cases = speed.image_size_cases(detector.settings, (32, 64), 2, "cpu")
-    assert [cases[f"score_{size}px"]() for size in (32, 64)] == [[(2, 32, 32)], [(2, 64, 64)]]
-    assert speed.score_many(detector, 70)() == [(64, 32, 32), (6, 32, 32)]

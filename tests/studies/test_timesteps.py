@@ -119,22 +119,3 @@ def test_a_plain_network_learns(world):
     before, after = (denoising_loss(net, held_out, [500], seed=0).mean() for net in (random, trained))
     assert after < before and not trained.training
     assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), again.parameters(), strict=True))
-
-
-def test_a_network_trained_at_one_timestep_learns_that_one(world):
-    x0 = torch.nn.functional.interpolate(torch.randn(200, 3, 2, 2, generator=torch.Generator().manual_seed(0)), size=8)
-    detector = world.detector.with_reading(world.detector.reading)  # a copy
-    detector._good = x0, x0
-    net = timesteps.one_timestep_network(detector, 300, 150)
-    ours, optimum = (denoising_loss(one, x0, [20, 300], seed=1).mean(dim=1) for one in (net, gaussian_optimum(x0)))
-    gain = (optimum - ours) / optimum
-    assert gain[1] > 0.05 and gain[1] > gain[0] + 0.05, "blocks of equal values are more than a covariance of locations"
-
-
-def test_noise_shared_by_a_batch_leaks_the_label(world):
-    good, away = torch.cat(world.detector.good)[:48], {}
-    for mode in timesteps.NOISE_MODES:
-        found = [timesteps.leak_auroc(world.detector, good, 900, mode, seed, 24) for seed in range(12)]
-        away[mode] = np.abs(np.array(found) - 0.5).mean()
-    assert away["one draw a batch"] > 0.3, "nothing to find, and found"
-    assert away["one draw for each image"] < 0.15 and away["one fixed draw"] < 0.15
