@@ -33,7 +33,6 @@ from ..detector import Detector
 from ..files import InputError, RunError, one_line, printable, read_json, write_atomically, write_json
 from ..settings import Reading, Settings
 
-CHUNK = 32  # images in memory at a time
 PASSED, FLAGGED, UNREADABLE = "passed", "flagged", "unreadable"
 COLUMNS = ("image", "verdict", "score", "p_value", "threshold", "message")
 
@@ -149,23 +148,19 @@ def _files(top: Path, without: str | None) -> Iterator[Path]:
         yield from (Path(folder, name) for name in sorted(names) if not again and not name.startswith("."))
 
 
-def findings(detector: Detector, images: Sequence[Path], alpha: float = 0.05) -> Iterator[Finding]:
-    """One Finding per image, in their order, a few images in memory at a time. An unreadable one stops no other."""
-    threshold = detector.threshold(alpha)
-    for start in range(0, len(images), CHUNK):
-        yield from _read(detector, images[start : start + CHUNK], threshold)
-
-
-def _read(detector: Detector, images: Sequence[Path], threshold: float) -> list[Finding]:
-    try:
-        found = detector.read(images)
-    except ValueError as error:  # one of them, most often an InputError: which one is found out one at a time
-        if len(images) == 1:
-            return [Finding(images[0], UNREADABLE, problem=printable(one_line(error)))]
-        return [finding for path in images for finding in _read(detector, [path], threshold)]
-    verdicts = np.where(found.scores > threshold, FLAGGED, PASSED).tolist()
-    columns = images, verdicts, found.scores.tolist(), found.p_values.tolist(), found.maps
-    return [Finding(*one) for one in zip(*columns, strict=True)]
+def findings(detector: Detector, images: Sequence[Path], alpha: float = 0.05, at_once: int = 32) -> Iterator[Finding]:
+    """One Finding per image, in their order, with ``at_once`` images in memory. An unreadable one stops no other."""
+    threshold = conformal_threshold(detector.calibration(), alpha)
+    for paths in (images[start : start + at_once] for start in range(0, len(images), at_once)):
+        try:
+            found = detector.read(paths)
+        except ValueError as error:  # one of them, most often an InputError: which one is found out one at a time
+            alone = [Finding(paths[0], UNREADABLE, problem=printable(one_line(error)))]
+            yield from alone if len(paths) == 1 else findings(detector, paths, alpha, 1)
+        else:
+            verdicts = np.where(found.scores > threshold, FLAGGED, PASSED).tolist()
+            columns = paths, verdicts, found.scores.tolist(), found.p_values.tolist(), found.maps
+            yield from (Finding(*one) for one in zip(*columns, strict=True))
 
 
 def inspect(detector: Detector, images: Sequence[Path], folder: Path, worst: int = 20, overlays: str = "all",

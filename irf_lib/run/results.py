@@ -13,12 +13,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import platform
 import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 UNIFIED = "unified"  # the "category" of a model of all categories
+PACKAGES = ("torch", "diffusers", "numpy", "scipy", "scikit-learn")  # whose versions are kept with the results
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,7 @@ class Run:
         what = "" if self.folder == self.top else f" | {self.label}"
         state = f"commit {self.git[0][:10]}{' (with changes)' if self.git[1] else ''}"
         print(f"{self.stage} | preset {self.parameters.preset}{what} | {state}")
-        print(f"{provenance.device_name(self.device)} | results in {self.show(self.folder)}")
+        print(f"{device_name(self.device)} | results in {self.show(self.folder)}")
         warnings.formatwarning = lambda message, *_: f"warning: {message}\n"  # without a path of this machine
 
     # --- the detector ----------------------------------------------------------------------------------------------
@@ -194,10 +197,8 @@ class Run:
         """The category's test images as the detector sees them. Raises InputError where there is nothing to measure."""
         category, size = self.category, detector.settings.image_size
         if {one.is_anomalous for one in category.test} != {False, True}:
-            raise InputError(
-                f"{printable(category.root)} has no good and anomalous test images, so there is nothing to measure; "
-                f"the detector that 03_train saved can score images all the same."
-            )
+            said = f"{printable(category.root)} has no good and anomalous test images, so there is nothing to measure"
+            raise InputError(f"{said}; the detector that 03_train saved can score images all the same.")
         masks = [load_mask(one.mask, size) for one in category.test] if category.has_masks else None
         x0 = detector.features([one.path for one in category.test], progress=category.name)
         labels = np.array([one.is_anomalous for one in category.test])
@@ -261,8 +262,7 @@ class Run:
     def find(self, name: str) -> list[Path]:
         """The files of this name that finished notebooks left below the run's folder, sorted. Those of a notebook that
         did not get to its end are named and left out; those that were read in different ways are refused."""
-        places = sorted({one for depth in ("*/*", "*/*/*", "*/*/*/*") for one in self.top.glob(f"{depth}/{name}")})
-        made = {path: provenance.vouched(path) for path in places}
+        made = {path: provenance.vouched(path) for path in sorted(self.top.glob(f"*/*/**/{name}"))}
         if unfinished := [self.show(path) for path, one in made.items() if not one]:
             print(f"left out, their notebook did not get to its end: {', '.join(unfinished)}")
         readings = {json.dumps(one["reading"]): path for path, one in made.items() if one and one["reading"]}
@@ -288,13 +288,20 @@ class Run:
             "reading": self.reading.model_dump() if "reading" in given else None, "dataset": self.dataset,
             "data_sha256": {one.name: category_hash(one) for one in self.trained},
             "precision": resolve_precision(self.settings.precision, self.device),
-            "device": provenance.device_name(self.device), "threads": torch.get_num_threads(),
-            "versions": provenance.package_versions(), "wall_s": round(time.monotonic() - self.started, 1),
+            "device": device_name(self.device), "threads": torch.get_num_threads(),
+            "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+            "wall_s": round(time.monotonic() - self.started, 1),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "files": {os.path.relpath(path, self.folder): file_sha256(path) for path in sorted(self._written)},
         }  # fmt: skip
         write_json(self.folder / "provenance" / f"{self.stage}.json", made)
         print(f"{self.stage}: {len(self._written)} files under {self.show(self.folder)}, {made['wall_s']:.0f} s")
+
+
+def device_name(device: torch.device) -> str:
+    """What computes, in words that a reader of a table needs."""
+    cpu = f"{device.type}, {platform.machine()}, {os.cpu_count()} cores"
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
 
 
 _read_csv = partial(pd.read_csv, dtype={"category": str})  # BTAD's categories are names, not numbers

@@ -28,7 +28,7 @@ def test_parameters_reach_the_notebook_and_it_runs_in_the_project(make, tmp_path
     out = execute(path, tmp_path / "out" / "copy.ipynb", given, tmp_path)
     assert f"2 1 x True [1] {{'t': 300}} {tmp_path}" in outputs(out)
     assert [path.name for path in out.parent.iterdir()] == ["copy.ipynb"], "no partial copy is left"
-    saved = {key: value for key, value in json.loads(out.read_text())["metadata"]["papermill"].items()}
+    saved = json.loads(out.read_text())["metadata"]["papermill"]
     assert str(tmp_path) not in json.dumps(saved), "the copy names no folder of this machine"
 
 
@@ -56,9 +56,6 @@ def test_a_failing_cell_is_named_and_the_partial_copy_kept(make, tmp_path):
         execute(path, tmp_path / "copy.ipynb", {}, tmp_path)
     assert "so far" in outputs(tmp_path / "copy.partial.ipynb")
     assert (tmp_path / "copy.ipynb").read_text() == "an earlier run's", "which is not replaced"
-
-
-def test_a_kernel_that_dies_is_said(make, tmp_path):
     with pytest.raises(RunError, match="01_data stopped: .*died.*memory"):
         execute(make("import os\nos._exit(1)"), tmp_path / "copy.ipynb", {}, tmp_path)
 

@@ -27,45 +27,35 @@ def detector(good):
     return own_parts.fit_model(images, good.parent / "m.safetensors", Settings(**TINY), device="cpu", progress=None)
 
 
-@pytest.fixture(scope="module")
-def scored(good, detector, photograph):
-    """A folder of good parts and one of defective ones, scored together."""
-    photograph(good.parent / "incoming" / "shift 1", 10, seed=1)
-    photograph(good.parent / "incoming" / "shift 2" / "line <b>", 6, seed=2, defect=True)
-    images = own_parts.find_images([good.parent / "incoming"])
-    own_parts.inspect(detector, images, good.parent / "report", worst=5, progress=None)
-    return good.parent / "report"
-
-
 def inspect(detector, source, out, **more):
     images = own_parts.find_images([source], leave_out=out / "overlays")
     result = own_parts.inspect(detector, images, out, progress=None, **more)
     return result, pd.read_csv(out / "scores.csv", keep_default_na=False).set_index("image")
 
 
-def test_the_table_names_every_image_and_its_verdict(scored):
-    table = pd.read_csv(scored / "scores.csv")
-    assert tuple(table.columns) == own_parts.COLUMNS and len(table) == 16
-    defective = table.image.str.startswith("shift 2/line <b>/")
+def test_the_table_and_the_page(detector, tmp_path, photograph):
+    photograph(tmp_path / "in" / "shift 1", 10, seed=1)
+    photograph(tmp_path / "in" / "shift 2" / "line <b>", 6, seed=2, defect=True)
+    out = tmp_path / "report"
+    result, table = inspect(detector, tmp_path / "in", out, worst=5)
+    assert ("image", *table.columns) == own_parts.COLUMNS and len(table) == 16
+    defective = table.index.str.startswith("shift 2/line <b>/")
     assert defective.sum() == 6 and (table[defective].verdict == "flagged").all()
     assert (table[~defective].verdict == "passed").mean() >= 0.7
     assert ((table.score > table.threshold) == (table.verdict == "flagged")).all()
     assert ((table.p_value <= 0.05) == (table.verdict == "flagged")).all()
-    facts = json.loads((scored / "scores.json").read_text())
-    assert (facts["n"], facts["flagged"], facts["alpha"]) == (16, (table.verdict == "flagged").sum(), 0.05)
-    assert sorted(path.name for path in scored.iterdir()) == ["overlays", "report.html", "scores.csv", "scores.json"]
-
-
-def test_the_page_is_one_file_and_escapes_names(scored):
-    page = (scored / "report.html").read_text()
+    facts = json.loads((out / "scores.json").read_text())
+    assert (facts["n"], facts["flagged"], facts["alpha"]) == (16, result.count("flagged"), 0.05)
+    assert sorted(path.name for path in out.iterdir()) == ["overlays", "report.html", "scores.csv", "scores.json"]
+    page = (out / "report.html").read_text()
     sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
     assert len(sources) == 1 + 2 * 5 and all(source.startswith("data:image/") for source in sources)
     assert "http" not in re.sub(r"base64,[^\"]*", "", page), "nothing is asked for from elsewhere"
-    assert "line &lt;b&gt;/" in page and "line <b>" not in page
-    assert len(list((scored / "overlays").rglob("*.jpg"))) == 16
-    with Image.open(scored / "overlays" / "shift 2" / "line <b>" / "00.png.jpg") as file:
-        assert file.size == (40, 30), "as its picture"
+    assert "line <b>" not in page
     assert page.count("<figure") == page.count("shift 2/line &lt;b&gt;/") == 5, "the worst are the defective ones"
+    assert len(list((out / "overlays").rglob("*.jpg"))) == 16
+    with Image.open(out / "overlays" / "shift 2" / "line <b>" / "00.png.jpg") as file:
+        assert file.size == (40, 30), "as its picture"
 
 
 def test_names_of_any_kind_lose_no_result_and_are_no_formula(detector, tmp_path, photograph):
@@ -88,15 +78,13 @@ def test_results_are_replaced_together_and_other_peoples_files_stay(detector, tm
     source, out = photograph(tmp_path / "in", 3, seed=3), tmp_path / "in" / "report"
     inspect(detector, source, out)
     (out / "overlays" / "mine.png.jpg").write_bytes(b"somebody's")
-    (out / ".new" / "overlays").mkdir(parents=True)
-    (out / ".new" / "overlays" / "00.png.jpg").write_bytes(b"half: the call that made it was killed")
-    before = {path: path.read_bytes() for path in out.rglob("*.*") if path.is_file() and ".new" not in path.parts}
-    monkeypatch.setattr(own_parts, "_page", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+    before = {path: path.read_bytes() for path in out.rglob("*.*")}
+    (out / ".new").mkdir()
+    (out / ".new" / "00.png").write_bytes(b"half: the call that made it was killed")
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(own_parts, "_page", lambda *_: 1 / 0)
         inspect(detector, source, out)
     assert {path: path.read_bytes() for path in out.rglob("*.*")} == before, "all or nothing, and nothing else is left"
-    assert not (out / ".new").exists()
-    monkeypatch.undo()
     (source / "00.png").unlink()
     _, table = inspect(detector, source, out, overlays="all")
     assert list(table.index) == ["01.png", "02.png"], "the report among the images is not scored"
@@ -109,33 +97,26 @@ def test_results_are_replaced_together_and_other_peoples_files_stay(detector, tm
     assert {path.name for path in (out / "overlays").iterdir()} == {"02.png.jpg", "mine.png.jpg"}
 
 
-def test_an_unreadable_image_stops_no_other(detector, tmp_path, photograph):
-    source = photograph(tmp_path / "in", 3, seed=3)
+def test_an_image_that_cannot_be_read_or_drawn_stops_no_other(detector, tmp_path, monkeypatch, photograph):
+    source, load = photograph(tmp_path / "in", 3, seed=3), own_parts.load_picture
     (source / "01b.png").write_bytes(b"not a picture")
     (source / ".hidden.png").write_bytes(b"left out")
     Image.new("RGB", (1, 1)).save(source / "dot.png")
     (source / "gone.png").symlink_to(tmp_path / "nowhere.png")
+
+    def load_after_removal(path):
+        (source / "01.png").unlink(missing_ok=True)
+        return load(path)
+
+    monkeypatch.setattr(own_parts, "load_picture", load_after_removal)
     _, table = inspect(detector, source, tmp_path / "r", overlays="none")
     assert table.index.tolist() == ["00.png", "01.png", "01b.png", "02.png", "dot.png", "gone.png"]
     unreadable = table[table.verdict == "unreadable"]
-    assert {"01b.png", "gone.png"} <= set(unreadable.index) and not set(unreadable.index) & {"00.png", "02.png"}
+    assert {"01b.png", "gone.png"} <= set(unreadable.index) and not set(unreadable.index) & {"00.png", "01.png"}
     assert all(name in message for name, message in unreadable.message.items())
+    assert table.score["01.png"] != "" and "scored, but without a picture" in table.message["01.png"]
     assert not (tmp_path / "r" / "overlays").exists()
     assert "01b.png: not a readable" in (tmp_path / "r" / "report.html").read_text()
-
-
-def test_an_image_that_disappears_after_its_score_keeps_it(detector, tmp_path, monkeypatch, photograph):
-    source, read = photograph(tmp_path / "in", 4, seed=3), own_parts._read
-
-    def and_remove(*given):
-        found = read(*given)
-        (source / "01.png").unlink(missing_ok=True)
-        return found
-
-    monkeypatch.setattr(own_parts, "_read", and_remove)
-    _, table = inspect(detector, source, tmp_path / "r")
-    assert (table.score != "").all() and "scored, but without a picture" in table.message["01.png"]
-    assert (tmp_path / "r" / "report.html").read_text().count("<figure") == 3
 
 
 def test_which_images(good, tmp_path, monkeypatch, photograph):
@@ -151,10 +132,10 @@ def test_which_images(good, tmp_path, monkeypatch, photograph):
         found = own_parts.find_images([source])
     assert [path.relative_to(source).as_posix() for path in found] == ["00.png", "01.png", "linked/00.png"]
     (tmp_path / "empty").mkdir()
-    for place, words in (
-        ("missing.png", "no such file"),
-        ("empty", "no image there"),
-        ("in/notes.txt", "not an image"),
-    ):
+    for place, words in {
+        "missing.png": "no such file",
+        "empty": "no image there",
+        "in/notes.txt": "not an image",
+    }.items():
         with pytest.raises(InputError, match=words):
             own_parts.find_images([tmp_path / place])
