@@ -9,7 +9,6 @@ import sys
 import pandas as pd
 import pytest
 
-from irf_lib import diffusion
 from irf_lib.files import InputError
 from irf_lib.run import parts
 from irf_lib.run.results import Run
@@ -96,11 +95,9 @@ def test_a_model_that_was_edited_is_refused(model, main, tmp_path, capsys):
         ("fit two --out m --set image_size=8192", "image_size: Input should be less than or equal to 2048"),
         ("fit two --out m --set t", "--set takes NAME=VALUE, got 't'"),
         ("fit two --out m --device abacus", "device: device 'abacus' is not available here"),
-        ("score model good.png --out r --device abacus", "device 'abacus' is not available here"),
         ("data download nothing", "there is no data set 'nothing' to download"),
         ("data download mvtec_ad --to new", "is given out by its owner only"),
         ("notebook 99", "there is no notebook 99"),
-        ("notebook 05 -p out=.", "out . is, holds or lies in"),
         ("notebook 05 -p category=01", "no category '01'"),
         ("run nothing", "name quick, reference, paper, or a YAML file of yours"),
     ],
@@ -140,15 +137,10 @@ def test_an_interrupted_fit_says_what_is_true(photographs, main, tmp_path, monke
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(diffusion, "ddpm_loss", interrupt)
-        assert main(*words) == 130
-    said = capsys.readouterr().err
-    assert "interrupted" in said and "checkpoint" not in said, "nothing was kept"
-    with monkeypatch.context() as patch:
         patch.setattr("irf_lib.detector.Detector._normal", interrupt)
         assert main(*words) == 130
-    said = capsys.readouterr().err
-    assert f"a checkpoint was kept, the same command resumes: {tmp_path / 'm' / 'detector.checkpoint'}" in said
+    said = f"a checkpoint was kept, the same command resumes: {tmp_path / 'm' / 'detector.checkpoint'}"
+    assert said in (error := capsys.readouterr().err) and "interrupted" in error
     assert main(*words) == 0 and "checkpoint" not in capsys.readouterr().err
 
 
