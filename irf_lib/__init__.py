@@ -22,6 +22,7 @@ FLOORS = (
     ("settings", "networks.fast", "data.texture_defects", "data.public", "data.cache"),  # what a detector is made of
     ("saved", "data.embedded"),  # a detector as a file; the textures as files
     ("detector",),  # fit, read, save: the one pipeline
+    ("export",),  # a detector as one ONNX file
     ("studies",),  # what is asked of a detector: invariance, normality, rivals, speed; tables, claims, figures
     ("run",),  # presets, results folders and provenance, one's own parts, notebooks
     ("__main__",),  # the command line

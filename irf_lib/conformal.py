@@ -59,8 +59,8 @@ class Scores:
 def calibration_split(n: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the images to fit on and of those held out for the threshold, both sorted; disjoint, covering 0..n-1.
 
-    The held-out part is ``share`` of them but at least 20 (the fewest that can promise a 5 % false-alarm rate is 19),
-    and never more than a third. Raises InputError for fewer than 3 images.
+    The held-out part is ``share`` of them, and at least 20 of 40 or more (the fewest that can promise a 5 % false-alarm
+    rate is 19); of fewer than 40 it is a third. Raises InputError for fewer than 3 images.
     """
     if n < 3:
         raise InputError(f"fitting needs at least 3 good images, and about 20 to be of use; there are {n}. Add some.")
@@ -70,7 +70,7 @@ def calibration_split(n: int, share: float, seed: int) -> tuple[np.ndarray, np.n
 
 
 def _held_out(n: int, share: float) -> int:
-    return min(max(round(share * n), 20), n // 3)
+    return min(max(round(share * n), 20), max(n // 3, 20)) if n >= 40 else n // 3
 
 
 def images_needed(alpha: float, share: float = 0.1) -> tuple[int, int]:
@@ -79,7 +79,7 @@ def images_needed(alpha: float, share: float = 0.1) -> tuple[int, int]:
     No threshold from n held-out images can promise less than 1 / (n + 1).
     """
     needed = math.ceil(1 / alpha - 1 - 1e-9)
-    start = 3 * needed if needed <= 20 else max(3 * needed, math.floor((needed - 1) / share))
+    start = min(3 * needed, 40) if needed <= 20 else max(3 * needed, math.floor((needed - 1) / share))
     return needed, next(n for n in itertools.count(start) if _held_out(n, share) >= needed)
 
 

@@ -123,7 +123,7 @@ def inverse_residual_field(
     Returns (B, C, H, W).
     """
     z = network_input(x0, t, abar, input, eps)
-    return denoiser(z, torch.full((len(z),), t, dtype=torch.long, device=z.device))
+    return denoiser(z, torch.full((z.shape[0],), t, dtype=torch.long, device=z.device))
 
 
 def inversion_path(

@@ -100,7 +100,7 @@ class FullGaussian(Density):
     def squared_distance(self, fields: Tensor) -> Tensor:
         """The squared Mahalanobis distance at each location; (N, C, s, s) -> (N, s, s)."""
         whitened = (location_vectors(fields) - self.mean) @ self.whitener.T  # (N s s, C)
-        return whitened.square().sum(dim=1).view(len(fields), *fields.shape[2:])
+        return whitened.square().sum(dim=1).view(fields.shape[0], *fields.shape[2:])
 
     def nll(self, fields: Tensor, estimate: Tensor | None = None) -> Tensor:
         return 0.5 * (self.squared_distance(fields) + self.log_det + fields.shape[1] * LOG_2PI)
@@ -143,9 +143,9 @@ class LocalScaleGaussian(FullGaussian):
     def log_scale(self, estimate: Tensor) -> Tensor:
         """log v(h) at each location; (N, C, s, s) -> (N, s, s)."""
         linear, quadratic = self.weights.split(estimate.shape[1])
-        parts = [location_vectors(h) @ linear + _square(location_vectors(h)) @ quadratic for h in estimate.split(8)]
-        log_v = torch.cat(parts) + self.bias if parts else estimate.new_empty(0)
-        return log_v.view(len(estimate), *estimate.shape[2:])
+        vectors = location_vectors(estimate)
+        log_v = vectors @ linear + _square(vectors) @ quadratic + self.bias
+        return log_v.view(estimate.shape[0], *estimate.shape[2:])
 
     def nll(self, fields: Tensor, estimate: Tensor) -> Tensor:
         log_v, channels = self.log_scale(estimate), fields.shape[1]

@@ -48,9 +48,10 @@ class Backbone(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         parts = images.split(CPU_BATCH) if images.device.type == "cpu" else (images,)
-        return torch.cat([self._maps(part) for part in parts])
+        return torch.cat([self.maps(part) for part in parts])
 
-    def _maps(self, images: Tensor) -> Tensor:
+    def maps(self, images: Tensor) -> Tensor:
+        """All ``images`` at once, as a graph that can be exported."""
         images = images.contiguous(memory_format=torch.channels_last)
         taps = self._taps((images - self.mean) / self.std)
         return torch.cat([resize_map(tap, self.size) for tap in taps], dim=1)

@@ -148,6 +148,18 @@ def score(model: Path, images: list[Path], out: Place, alpha: Alpha = None, wors
     return 2 if unreadable else 1 if flagged else 0
 
 
+@app.command()
+def export(model: Path, out: Place, device: Device = "cpu") -> None:
+    """Write the MODEL of a fit as one ONNX file: image (N, 3, H, H) in [0, 1] in; score, map and p_value out."""
+    from ..detector import Detector
+    from ..export import export_onnx
+
+    path = out.expanduser() if out.suffix == ".onnx" else out.expanduser() / "model.onnx"
+    detector = Detector.load(_model_file(model), device)
+    export_onnx(detector, path)
+    print(f"done: {printable(path)}; a part is defective where p_value <= the false-alarm rate that you accept")
+
+
 def _end_with(parent: int) -> None:
     """Let this process end when its parent has: a notebook must not go on beside the one that resumes its run."""
 
