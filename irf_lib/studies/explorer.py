@@ -1,42 +1,114 @@
-"""One image under one reading of a detector: what notebooks 05 and 14 show, quickly enough to move a slider.
+"""One test image under one reading of a detector: the view of notebook 05, and with sliders that of notebook 14.
 
-The detector keeps the densities and fields of the good images for each reading, so a change of image costs one
-evaluation of the network, and a change of alpha none.
+The detector keeps what each reading knows of the good images, and the axes are kept from one view to the next. So only
+a new timestep or input asks the network for the good images; any other change asks it for one image.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import io
+import time
 
+import ipywidgets as widgets
 import numpy as np
-from torch import Tensor
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import PlaceHolderLayoutEngine
 
-from ..conformal import conformal_threshold
-from ..detector import Detector, Reading
-
-
-@dataclass(frozen=True)
-class View:
-    """One image under one reading of the detector; values in nats but for the norm."""
-
-    field_norm: np.ndarray  # (s, s), length of the field's vector at each location, no unit
-    heat: np.ndarray  # (image_size, image_size)
-    score: float
-    p_value: float  # in (0, 1]
-    calibration_scores: np.ndarray  # (n,), of the held-out good images under the same reading
-    threshold: float  # +inf where n images cannot promise alpha
+from ..conformal import Scores, conformal_threshold
+from ..detector import Detector
+from ..irf import INPUTS
+from ..scoring import DENSITIES
+from ..settings import Reading
+from .figures import ANOMALOUS, GOOD, show_image
 
 
-def view(detector: Detector, x0: Tensor, reading: Reading, alpha: float) -> View:
-    """The image whose standardised features are ``x0`` (1, C, s, s), read by ``reading``; the threshold is that of
-    ``alpha``. Raises ValueError for an alpha outside (0, 1)."""
-    fields = detector.fields(x0, reading)  # (1, C, s, s)
-    seen = detector.read(x0, reading, fields=fields)
-    return View(
-        field_norm=fields[0].norm(dim=0).numpy(),
-        heat=seen.maps[0],
-        score=float(seen.scores[0]),
-        p_value=float(seen.p_values[0]),
-        calibration_scores=seen.calibration,
-        threshold=conformal_threshold(seen.calibration, alpha),
-    )
+class Explorer:
+    """The view of one image, and controls that change it.
+
+    ``test`` is a run.results.TestSet, and ``pictures`` its images, (N, 3, H, W) in [0, 1]. ``figure`` is what
+    :meth:`look` drew last, ``first`` the choice that it starts from, and ``widget`` what a notebook displays.
+    """
+
+    def __init__(self, detector: Detector, test, pictures: np.ndarray, alpha: float = 0.05):
+        self.detector, self.test, self.pictures = detector, test, pictures
+        reading, slow = detector.reading, {"continuous_update": False}  # a slider answers when it is let go
+        index, step = int(test.labels.argmax()), 10 if reading.t % 10 == 0 else 1
+        self.controls = {
+            "index": widgets.IntSlider(index, 0, len(test.labels) - 1, description="image", **slow),
+            "t": widgets.IntSlider(reading.t, 0, 999, step, description="t", **slow),
+            "input": widgets.Dropdown(options=list(INPUTS), value=reading.input, description="input"),
+            "density": widgets.Dropdown(options=list(DENSITIES), value=reading.density, description="density"),
+            "alpha": widgets.FloatSlider(alpha, min=0.01, max=0.5, step=0.01, description="alpha"),
+        }
+        self.first = {name: control.value for name, control in self.controls.items()} | {"alpha": alpha}
+        for control in self.controls.values():
+            control.observe(self._moved, names="value")
+        rows = [widgets.HBox(list(self.controls.values())[i : i + 3]) for i in (0, 3)]
+        self.note, self.screen = widgets.HTML(), widgets.Image(format="png")
+        self.widget = widgets.VBox([*rows, self.note, self.screen])
+        self._make_figure()
+
+    def _moved(self, _) -> None:
+        self.look(**{name: control.value for name, control in self.controls.items()})
+
+    def _make_figure(self) -> None:
+        # Not pyplot's: showing it is the caller's affair. A layout engine that does nothing, because where there is
+        # none savefig takes the style's, which works out the layout anew each time.
+        fixed = PlaceHolderLayoutEngine(adjust_compatible=True, colorbar_gridspec=True)
+        self.figure = Figure(figsize=(9.6, 2.7), layout=fixed)
+        self._axes = self.figure.subplots(1, 4, gridspec_kw={"width_ratios": [1, 1.15, 1.15, 1.2]})
+        self.figure.subplots_adjust(left=0.005, right=0.99, bottom=0.17, top=0.86, wspace=0.16)
+        titles = "", "norm of the field", "anomaly map (nats)"
+        self._drawn = [show_image(axis, np.eye(2), None, name) for axis, name in zip(self._axes, titles, strict=False)]
+        for axis, drawn in zip(self._axes[1:3], self._drawn[1:], strict=True):
+            self.figure.colorbar(drawn, ax=axis, fraction=0.046).ax.tick_params(labelsize=6)
+
+    def look(self, **changes) -> Scores:
+        """The first choice with ``changes`` (index, t, input, density, alpha), drawn and said in words; returns what
+        the detector reads. Raises ValueError for another name, an alpha outside (0, 1) and an impossible reading."""
+        start, choice = time.perf_counter(), self.first | changes
+        index, alpha = choice.pop("index"), choice.pop("alpha")
+        reading, x0 = Reading(**(self.detector.reading.model_dump() | choice)), self.test.x0[[index]]
+        field = self.detector.fields(x0, reading)  # (1, C, s, s)
+        seen = self.detector.read(x0, reading, fields=field)
+        threshold = conformal_threshold(seen.calibration, alpha)
+        verdict = "flagged" if seen.scores[0] > threshold else "passed"
+        self._draw_pictures(index, field[0].norm(dim=0).numpy(), seen.maps[0])
+        self._draw_scores(seen, threshold, verdict)
+        self.figure.savefig(file := io.BytesIO(), dpi=100)
+        self.screen.value = file.getvalue()
+        limit = f"{threshold:.1f}" if np.isfinite(threshold) else "none: too few held-out images"
+        self.note.value = (f"<b>{verdict}</b> {self.test.names[index]}: score {seen.scores[0]:.1f} nats, "
+                           f"p = {seen.p_values[0]:.3f}, threshold {limit} "
+                           f"<small>({(time.perf_counter() - start) * 1000:.0f} ms)</small>")  # fmt: skip
+        return seen
+
+    def _draw_pictures(self, index: int, norm: np.ndarray, heat: np.ndarray) -> None:
+        """Image, field and map; each map has colour limits of its own, since readings differ in scale."""
+        pictures = self.pictures[index].transpose(1, 2, 0).clip(0, 1), norm, heat
+        for drawn, values in zip(self._drawn, pictures, strict=True):
+            height, width = values.shape[:2]
+            drawn.set(data=values, clim=(values.min(), values.max()), extent=(-0.5, width - 0.5, height - 0.5, -0.5))
+        for outline in list(self._axes[0].collections):
+            outline.remove()
+        if self.test.masks is not None and self.test.masks[index].any():
+            self._axes[0].contour(self.test.masks[index], levels=[0.5], colors=[ANOMALOUS], linewidths=0.8)
+        self._axes[0].set_title(self.test.names[index], fontsize=7)
+
+    def _draw_scores(self, seen: Scores, threshold: float, verdict: str) -> None:
+        """The image's score beside those of the held-out good images, below the legend."""
+        axis, good, score = self._axes[3], seen.calibration, seen.scores[0]
+        axis.clear()
+        axis.hist(good, 15, color=GOOD, alpha=0.6, label=f"held-out good ({len(good)})")
+        # A score far out would squeeze the good images into one line: from four times their range on it is at the edge.
+        reach = good.min() + 4 * (np.ptp(good) or 1.0)
+        label = f"this image, p = {seen.p_values[0]:.3f}"
+        axis.axvline(min(score, reach), ymax=0.68, color=ANOMALOUS, lw=2, label=label)
+        if np.isfinite(threshold):
+            axis.axvline(threshold, ymax=0.68, color="black", lw=1, ls="--", label=f"threshold {threshold:.0f}")
+        axis.set_title(f"score {score:.0f} nats: {verdict}", fontsize=7)
+        axis.set_ylim(top=axis.get_ylim()[1] / 0.68)
+        axis.set_yticks([])
+        axis.set_xlabel("image score (nats)", fontsize=7)
+        axis.tick_params(labelsize=6)
+        axis.legend(fontsize=6, frameon=False, loc="upper center")

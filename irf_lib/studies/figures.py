@@ -1,8 +1,9 @@
 """Figures. Each function draws what it is given and returns the matplotlib Figure; nothing is computed here.
 
 Sizes are inches at a page's text width. Good parts and anomalous ones are always GOOD and ANOMALOUS, of seaborn's
-colour-blind-safe palette. Images are (3, H, W) float in [0, 1], masks (H, W) bool, maps (H, W) float. Here are the
-style and the figures of images, maps and scores; those of the studies' tables come from figures_studies.py.
+colour-blind-safe palette. Images are (3, H, W) float in [0, 1], masks (H, W) bool, maps (H, W) float.
+Tables are tidy, one row a point; ``value``, ``lo`` and ``hi`` are a number and its 95 % interval. A figure that one
+notebook draws stands in that notebook.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import PlaceHolderLayoutEngine
 
-from .figures_studies import *  # noqa: F403
-from .figures_studies import ANOMALOUS, GOOD, WIDTH, panels_in_rows
+WIDTH = 7.0  # inches, a page's text width
+COLOURS = sns.color_palette("colorblind")
+GOOD, ANOMALOUS = COLOURS[0], COLOURS[3]
+REFERENCE = {"color": "black", "lw": 0.8, "ls": ":"}  # the line that a curve is held against
 
 
 def use_style() -> None:
@@ -42,11 +44,6 @@ def show_image(axis: Axes, image: np.ndarray, mask: np.ndarray | None = None, ti
     return drawn
 
 
-def add_credit(figure: Figure, credit: str) -> Figure:
-    figure.supxlabel(credit, fontsize=6, x=0.995, ha="right")
-    return figure
-
-
 def image_grid(rows: Mapping[str, Sequence[tuple]], credit: str, width: float = WIDTH) -> Figure:
     """One row a category: ``rows[name]`` is a list of (title, image, mask or None); masks are outlined."""
     columns = max(len(row) for row in rows.values())
@@ -58,25 +55,8 @@ def image_grid(rows: Mapping[str, Sequence[tuple]], credit: str, width: float = 
         for axis, (title, image, mask) in zip(line, row, strict=False):
             show_image(axis, image, mask, title)
         line[0].set_ylabel(name, fontsize=7)
-    return add_credit(figure, credit)
-
-
-def field_panels(panels: Sequence[Sequence[tuple[str, np.ndarray]]], credit: str, unit: str) -> Figure:
-    """Rows of (title, picture): (3, H, W) pictures are images, (h, w) ones are maps. The maps of one column share their
-    colour limits, and ``unit`` labels the bar of the last column."""
-    shape = len(panels), len(panels[0])
-    size = (WIDTH, shape[0] * (WIDTH / shape[1] + 0.15) + 0.2)
-    figure, axes = plt.subplots(*shape, figsize=size, squeeze=False)
-    for line, column in zip(axes.T, zip(*panels, strict=True), strict=True):
-        drawn = [show_image(axis, picture, title=title) for axis, (title, picture) in zip(line, column, strict=True)]
-        maps = [one for one, (_, picture) in zip(drawn, column, strict=True) if picture.ndim == 2]
-        for one in maps:
-            one.set_clim(min(p.min() for _, p in column), max(p.max() for _, p in column))
-        if maps:
-            bar = figure.colorbar(maps[-1], ax=list(line), location="bottom", shrink=0.8)
-            bar.ax.tick_params(labelsize=6)
-            bar.set_label(unit if line[0] is axes[0, -1] else "", fontsize=7)
-    return add_credit(figure, credit)
+    figure.supxlabel(credit, fontsize=6, x=0.995, ha="right")
+    return figure
 
 
 def _histogram(axis: Axes, good: np.ndarray, others: np.ndarray, labels: tuple[str, str], threshold: float) -> None:
@@ -131,45 +111,100 @@ def heat_overlay(picture: np.ndarray, heat: np.ndarray, limits: tuple[float, flo
     return mixed.round().astype(np.uint8)
 
 
-class ExplorerFigure:
-    """One image under one reading: the image with its mask's outline, the field's norm, the anomaly map, and the score
-    beside the held-out good images'. Its axes are kept from one :meth:`show` to the next, which is twice as fast."""
+def panels_in_rows(n: int, height: float, columns: int = 9, **more) -> tuple[Figure, list[Axes]]:
+    """``n`` panels of ``height`` inches across a page, ``columns`` in a row."""
+    columns = min(columns, n)
+    figure, axes = plt.subplots(-(-n // columns), columns, squeeze=False, layout="constrained", **more)
+    figure.set_size_inches(WIDTH, height * len(axes))
+    for axis in axes.flat[n:]:
+        axis.axis("off")
+    return figure, list(axes.flat[:n])
 
-    def __init__(self):
-        # Not pyplot's: showing it is the caller's affair. A layout engine that does nothing, because where there is
-        # none savefig takes the style's, which works out the layout anew each time.
-        fixed = PlaceHolderLayoutEngine(adjust_compatible=True, colorbar_gridspec=True)
-        self.figure = Figure(figsize=(9.6, 2.7), layout=fixed)
-        self._axes = self.figure.subplots(1, 4, gridspec_kw={"width_ratios": [1, 1.15, 1.15, 1.2]})
-        self.figure.subplots_adjust(left=0.005, right=0.99, bottom=0.17, top=0.86, wspace=0.16)
-        titles = "", "norm of the field", "anomaly map (nats)"
-        self._drawn = [show_image(axis, np.eye(2), None, name) for axis, name in zip(self._axes, titles, strict=False)]
-        for axis, drawn in zip(self._axes[1:3], self._drawn[1:], strict=True):
-            self.figure.colorbar(drawn, ax=axis, fraction=0.046).ax.tick_params(labelsize=6)
 
-    def show(self, image: np.ndarray, mask: np.ndarray | None, view, title: str) -> Figure:
-        """Draw ``view``, which has field_norm, heat, score, p_value, calibration_scores and threshold (explorer.View);
-        each map has colour limits of its own, since readings differ in scale. Returns the figure."""
-        for drawn, values in zip(self._drawn, (image.transpose(1, 2, 0), view.field_norm, view.heat), strict=True):
-            height, width = values.shape[:2]
-            drawn.set(data=values.clip(0, 1) if values.ndim == 3 else values, clim=(values.min(), values.max()),
-                      extent=(-0.5, width - 0.5, height - 0.5, -0.5))  # fmt: skip
-        for outline in list(self._axes[0].collections):
-            outline.remove()
-        if mask is not None and mask.any():
-            self._axes[0].contour(mask, levels=[0.5], colors=[ANOMALOUS], linewidths=0.8)
-        self._axes[0].set_title(title, fontsize=7)
-        axis, good = self._axes[3], view.calibration_scores
-        axis.clear()
-        # A score far out would squeeze the good images into one line: from four times their range on it is at the edge.
-        reach = good.min() + 4 * (np.ptp(good) or 1.0)
-        axis.hist(good, 15, color=GOOD, alpha=0.6, label=f"held-out good ({len(good)})")
-        axis.axvline(min(view.score, reach), color=ANOMALOUS, lw=2, label=f"this image, p = {view.p_value:.3f}")
-        if np.isfinite(view.threshold):
-            axis.axvline(view.threshold, color="black", lw=1, ls="--", label=f"threshold {view.threshold:.0f}")
-        verdict = "flagged" if view.score > view.threshold else "passed"
-        axis.set_title(f"score {view.score:.0f} nats: {verdict}", fontsize=7)
-        axis.set_yticks([])
+def shared_legend(figure: Figure, columns: int = 4) -> Figure:
+    """One legend above the panels, for whatever any of them shows."""
+    handles = {}
+    for axis in figure.axes:
+        handles |= dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
+        if axis.get_legend():
+            axis.get_legend().remove()
+    figure.legend(handles.values(), handles, loc="outside upper center", ncols=columns, fontsize=6)
+    return figure
+
+
+def facets(draw, table: pd.DataFrame, height: float, share: dict, mark: float | None = None, **how) -> sns.FacetGrid:
+    """``draw``, seaborn's relplot or catplot, on a page of this height (inches); ``mark`` is an x that is marked."""
+    with plt.rc_context({"figure.constrained_layout.use": False}):  # seaborn has its own layout, while it draws
+        grid = draw(table, legend="full", facet_kws=share, **how)
+    if mark is not None:
+        grid.refline(x=mark, color="0.6")
+    grid.figure.set_layout_engine("constrained")
+    grid.figure.set_size_inches(WIDTH, height)
+    sns.move_legend(grid, "outside upper center", ncols=6, title=None, fontsize=6)
+    return grid.set_titles("{col_name}", size=7)
+
+
+def interval_lines(axis: Axes, table: pd.DataFrame, x: str, hue: str) -> None:
+    for (name, part), marker in zip(table.groupby(hue, sort=False), "osD^vPX*<>" * 3, strict=False):
+        reach = [(part.value - part.lo).clip(lower=0), (part.hi - part.value).clip(lower=0)]
+        axis.errorbar(part[x], part.value, reach, label=name, marker=marker, ms=3, lw=1, elinewidth=0.6)
+
+
+def interval_curves(
+    panels: Mapping[str, pd.DataFrame], x: str, hue: str, xlabel: str, marks: Mapping | None = None, log: Sequence = ()
+) -> Figure:
+    """One panel an entry, its name on the y axis: its ``value`` against ``x``, with error bars ``lo`` to ``hi`` where
+    there are any, one line a value of ``hue``. ``marks``: panel -> height of a dotted line; ``log``: panels with a
+    logarithmic y axis."""
+    figure, axes = panels_in_rows(len(panels), 2.6)
+    for axis, (label, table) in zip(axes, panels.items(), strict=True):
+        interval_lines(axis, table, x, hue)
+        if label in (marks or {}):
+            axis.axhline(marks[label], **REFERENCE)
+        axis.set(xlabel=xlabel, ylabel=label, yscale="log" if label in log else "linear")
+    return shared_legend(figure)
+
+
+def heat_maps(panels: Sequence[tuple[str, pd.DataFrame]], label: str, limits: tuple[float, float]) -> Figure:
+    """Square tables (rows t, columns t') two in a row, with their values, on one colour scale labelled ``label``."""
+    figure, axes = panels_in_rows(len(panels), 0.46 * WIDTH, columns=2)
+    for axis, (title, table) in zip(axes, panels, strict=True):
+        sns.heatmap(table, vmin=limits[0], vmax=limits[1], cmap="cividis", annot=True, fmt=".2f", cbar=False, ax=axis,
+                    square=True, annot_kws={"size": min(8, 55 / len(table))})  # fmt: skip
+        axis.set(xlabel="t'", ylabel="t", title=title)
         axis.tick_params(labelsize=6)
-        axis.legend(fontsize=6, frameon=False)
-        return self.figure
+        axis.tick_params("y", rotation=0)
+    figure.colorbar(axes[-1].collections[0], ax=axes, label=label, shrink=0.6, aspect=30)
+    return figure
+
+
+def _points(axis: Axes, part: pd.DataFrame, names: Sequence[str], shift: float, mark: float, **how) -> None:
+    reach = [(part.value - part.lo).clip(lower=0), (part.hi - part.value).clip(lower=0)]
+    axis.axvline(mark, color="0.6", lw=0.8)
+    axis.errorbar(part.value, [names.index(name) + shift for name in part.name], xerr=reach, fmt="o", ms=3, lw=1, **how)
+    axis.set_yticks(range(len(names)), names, fontsize=7)
+
+
+def difference_points(table: pd.DataFrame, label: str, n: Mapping[str, int]) -> Figure:
+    """One panel a category (columns category, method, diff, lo, hi): a point and its interval a method, and zero.
+
+    ``n`` are the test images of each category.
+    """
+    table = table.rename(columns={"method": "name", "diff": "value"})
+    names, parts = list(dict.fromkeys(table.name))[::-1], dict(list(table.groupby("category", sort=False)))
+    figure, axes = panels_in_rows(len(parts), 0.22 * len(names) + 0.9, columns=4, sharex=True, sharey=True)
+    for axis, (category, part) in zip(axes, parts.items(), strict=True):
+        _points(axis, part, names, 0, 0, color=GOOD)
+        axis.set(title=f"{category} (n = {n[category]})")
+    figure.supxlabel(label, fontsize=8)
+    return figure
+
+
+def draw_qq(axis: Axes, curve: pd.DataFrame, title: str) -> None:
+    """One of normality.qq_curve's tables: the identity, the observed curve with its band (dark), and the band of
+    independent draws from the reference (light)."""
+    axis.plot(curve.expected, curve.expected, **REFERENCE)
+    axis.fill_between(curve.expected, curve.null_low, curve.null_high, color="0.8", label="95 % if true")
+    axis.fill_between(curve.expected, curve.low, curve.high, color=GOOD, alpha=0.4, label="95 % over images")
+    axis.plot(curve.expected, curve.observed, color=GOOD, lw=1, label="observed")
+    axis.set(xlabel="expected quantile", ylabel="observed quantile", title=title)

@@ -1,6 +1,7 @@
 """The explorer says what the detector says, under every reading, and asks the network no more often than it must."""
 
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,8 +10,7 @@ from PIL import Image
 from irf_lib import Detector, Reading, Settings
 from irf_lib.irf import INPUTS
 from irf_lib.scoring import DENSITIES
-from irf_lib.studies.explorer import view
-from irf_lib.studies.figures import ExplorerFigure
+from irf_lib.studies.explorer import Explorer
 
 SETTINGS = Settings(backbone="rgb", image_size=32, feature_size=8, width=64, depth=1, steps=20)
 
@@ -24,53 +24,57 @@ def world():
     return detector, new, detector.features(new)
 
 
+@pytest.fixture
+def explorer(world):
+    """Of which image 1 is anomalous and has a mask."""
+    detector, new, x0 = world
+    masks, labels = np.zeros((6, 32, 32), bool), np.arange(6) == 1
+    masks[1, 4:9, 4:9] = True
+    test = SimpleNamespace(x0=x0, labels=labels, masks=masks, names=[f"image {i}" for i in range(6)])
+    return Explorer(detector, test, new, alpha=0.2)
+
+
 @pytest.mark.parametrize("how", INPUTS)
 @pytest.mark.parametrize("density", DENSITIES)
-def test_a_view_is_what_the_detector_reads(world, how, density):
-    detector, new, x0 = world
-    reading = Reading(t=400, input=how, density=density)
-    expected = detector.read(new, reading)
-    seen = view(detector, x0[[2]], reading, 0.2)
-    assert seen.score == pytest.approx(expected.scores[2], rel=1e-3, abs=1e-3)
-    assert seen.p_value == pytest.approx(expected.p_values[2])
-    assert seen.threshold == expected.threshold(0.2) < expected.threshold(0.1)
-    np.testing.assert_allclose(seen.heat, expected.maps[2], rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(seen.field_norm, detector.fields(x0, reading).norm(dim=1)[2], rtol=1e-4)
+def test_a_view_is_what_the_detector_reads(world, explorer, how, density):
+    detector, new, _ = world
+    expected = detector.read(new, Reading(t=400, input=how, density=density))
+    seen = explorer.look(index=2, t=400, input=how, density=density)
+    assert seen.scores[0] == pytest.approx(expected.scores[2], rel=1e-3, abs=1e-3)
+    assert seen.p_values[0] == pytest.approx(expected.p_values[2])
+    assert f"threshold {expected.threshold(0.2):.1f}" in explorer.note.value
+    np.testing.assert_allclose(seen.maps[0], expected.maps[2], rtol=1e-3, atol=1e-3)
 
 
-def test_only_a_new_timestep_or_input_asks_the_network_for_the_good_images(world, monkeypatch):
-    detector, new, x0 = world
+def test_only_a_new_timestep_or_input_asks_the_network_for_the_good_images(explorer, monkeypatch):
     fields, asked = Detector.fields, []
     monkeypatch.setattr(
         Detector, "fields", lambda self, x, *more, **named: asked.append(len(x)) or fields(self, x, *more, **named)
     )
-    view(detector, x0[[0]], Reading(t=100, input="clean"), 0.1)
+    first = {"t": 100, "input": "clean"}
+    explorer.look(**first)
     assert max(asked) > 1, "a new timestep asks for the good images"
-    for i, density, alpha in ((0, "full", 0.3), (0, "diagonal", 0.3), (1, "diagonal", 0.3)):
+    for change in ({"alpha": 0.3}, {"density": "diagonal"}, {"density": "diagonal", "index": 0}):
         asked.clear()
-        view(detector, x0[[i]], Reading(t=100, input="clean", density=density), alpha)
+        explorer.look(**first | change)
         assert asked == [1], "another image, density or alpha asks for one image"
-    view(detector, x0[[0]], Reading(t=101, input="clean"), 0.1)
+    explorer.look(t=101, input="clean")
     assert max(asked) > 1
 
 
-def test_an_impossible_rate_is_refused(world):
-    detector, _, x0 = world
-    with pytest.raises(ValueError, match="false-alarm rate"):
-        view(detector, x0[[0]], Reading(), 1.5)
+@pytest.mark.parametrize("change, message", [({"alpha": 1.5}, "false-alarm rate"), ({"how": "clean"}, "how")])
+def test_an_impossible_choice_is_refused(explorer, change, message):
+    with pytest.raises(ValueError, match=message):
+        explorer.look(**change)
 
 
-def test_the_figure_follows_the_view(world):
-    detector, new, x0 = world
-    panels = ExplorerFigure()
-    mask = np.zeros((32, 32), bool)
-    mask[4:9, 4:9] = True
+def test_the_picture_follows_the_controls(explorer):
+    def drawn(index):
+        explorer.controls["index"].value = index
+        return np.asarray(Image.open(io.BytesIO(explorer.screen.value)))
 
-    def drawn(index, outline):
-        figure = panels.show(new[index], outline, view(detector, x0[[index]], Reading(), 0.1), f"image {index}")
-        figure.savefig(file := io.BytesIO(), format="png")
-        return np.asarray(Image.open(file))
-
-    first, second, again = drawn(0, mask), drawn(1, None), drawn(0, mask)
-    assert (first != second).any() and (first == again).all(), "nothing of the other image is left behind"
-    assert first.std() > 10
+    explorer.look()
+    start, other, again = explorer.screen.value, drawn(0), drawn(1)
+    first = np.asarray(Image.open(io.BytesIO(start)))
+    assert (first != other).any() and (first == again).all(), "nothing of the other image is left behind"
+    assert first.std() > 10 and "image 1" in explorer.note.value

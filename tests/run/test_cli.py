@@ -55,6 +55,12 @@ def test_fit_and_score_by_their_exit_status(photographs, model, main, tmp_path, 
     assert main("score", tmp_path / "m", bad, "--out", out, "--alpha", "0.1429") == 1, "as the warning says"
 
 
+def test_export_writes_one_file(model, main, tmp_path, capsys):
+    pytest.importorskip("onnxscript")
+    assert main("export", model, "--out", tmp_path / "m.onnx") == 0 and (tmp_path / "m.onnx").stat().st_size > 1e5
+    assert "p_value" in capsys.readouterr().out
+
+
 def test_another_reading_or_alpha_trains_nothing(photographs, model, main, tmp_path, trainings, capsys):
     good, bad, out, seen = tmp_path / "good", photographs("bad", 4, seed=2, defect=True), tmp_path / "r", set()
     for words in ("", "--set t=300", "--set density=diagonal", "--set image_score=max", "--alpha 0.1"):

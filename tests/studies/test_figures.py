@@ -28,7 +28,6 @@ square = pd.DataFrame([[1.0, 0.25], [0.25, 1.0]], index=[1, 200], columns=[1, 20
 # name: (arguments, words that stand in the figure, number of panels)
 CASES = {
     "image_grid": (({"bottle": [("good", IMAGE, None), ("crack", IMAGE, MASK)]}, "MVTec AD"), ["crack", "bottle"], 2),
-    "field_panels": (([[("image", IMAGE), ("field", MAP)]], "MVTec AD", "nats"), ["field", "nats", "MVTec AD"], 3),
     "score_densities": ((decisions, {"bottle": 3.5}), ["bottle", "good (4)", "anomalous (4)", "threshold"], 1),
     "score_histogram": ((np.arange(4.0), np.arange(9.0), np.inf), ["held-out good (4)", "these images (9)"], 1),
     "interval_curves": (({"I-AUROC": by_t}, "t", "network", "timestep t", {"I-AUROC": 1.0}), ["a", "b", "I-AUROC"], 1),
