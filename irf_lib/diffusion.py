@@ -98,6 +98,7 @@ class TrainSettings(BaseModel):
     weight_decay: float = Field(0.0, ge=0)
     grad_clip: float = Field(1.0, gt=0)  # largest gradient norm
     importance: float = Field(0.9, ge=0, lt=1)  # share of timesteps drawn where there is more to learn; 0 is uniform
+    token_share: float = Field(1.0, gt=0, le=1)  # of a DiT's tokens, what a step trains on; the last tenth takes all
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 autocast where the device computes in it
 
     @property
@@ -164,12 +165,16 @@ def training_batch(
 
 
 def ddpm_loss(
-    denoiser: nn.Module, x0: Tensor, t: Tensor, eps: Tensor, abar: Tensor, weight: Tensor | None = None
-) -> Tensor:
+    denoiser: nn.Module, x0: Tensor, t: Tensor, eps: Tensor, abar: Tensor, weight: Tensor | None = None,
+    keep: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """|eps - eps_theta(sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps, t)|^2, mean over everything; each image times its
-    ``weight`` (B,) if given."""
+    ``weight`` (B,) if given. With ``keep`` (B, K) a DiT sees, and is asked for, these tokens alone."""
     x_t = noised(x0, eps, abar[t].view(-1, 1, 1, 1))
-    error = (denoiser(x_t, t).float() - eps).square().mean(dim=(1, 2, 3))  # (B,)
+    if keep is None:
+        error = (denoiser(x_t, t).float() - eps).square().mean(dim=(1, 2, 3))  # (B,)
+    else:
+        error = (denoiser.at(x_t, t, keep).float() - denoiser.tokens_of(eps, keep)).square().mean(dim=(1, 2))
     return (error if weight is None else weight * error).mean()
 
 
@@ -225,6 +230,8 @@ def train(
     abar, probabilities = alpha_bars(device), timestep_probabilities(denoiser, settings.importance)
     weights = (1 / (T * probabilities)).to(device, torch.float32)
     denoiser.to(device).train()
+    tokens = getattr(denoiser, "tokens", 1)  # a UNet has none, and takes whole maps
+    kept = max(1, round(settings.token_share * tokens))
     ema = AveragedModel(denoiser, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=True)
     optimizers = build_optimizers(denoiser, settings)
     warmup_steps = max(1, round(settings.warmup * settings.steps))
@@ -245,8 +252,11 @@ def train(
     for step in range(len(done) + 1, settings.steps + 1):
         draw = training_batch(x0, settings.batch_size, generator, probabilities)
         batch, t, eps = (v[own].to(device) for v in draw)
+        keep = None
+        if kept < tokens and step <= 0.9 * settings.steps:  # drawn for each image: without a map's other tokens
+            keep = torch.rand(settings.batch_size, tokens, generator=generator).argsort(1)[own, :kept].to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            loss = ddpm_loss(denoiser, batch, t, eps, abar, weights[t])
+            loss = ddpm_loss(denoiser, batch, t, eps, abar, weights[t], keep)
         denoiser.zero_grad(set_to_none=True)
         loss.backward()
         loss = loss.detach() if count == 1 else _average(accelerator, denoiser, loss)

@@ -50,6 +50,30 @@ class DiT(nn.Module):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         return self.net(x, timestep=t, class_labels=torch.zeros_like(t)).sample
 
+    def at(self, x: Tensor, t: Tensor, keep: Tensor) -> Tensor:
+        """The estimate at the tokens ``keep`` (B, K) alone, which see no others: (B, K, p p C), laid out as
+        :func:`tokens_of`. The time is that of K tokens."""
+        net, label = self.net, torch.zeros_like(t)
+        hidden = net.pos_embed(x)
+        hidden = hidden.gather(1, keep[..., None].expand(-1, -1, hidden.shape[-1]))
+        for block in net.transformer_blocks:
+            hidden = block(hidden, timestep=t, class_labels=label)
+        embedding = nn.functional.silu(net.transformer_blocks[0].norm1.emb(t, label, hidden_dtype=hidden.dtype))
+        shift, scale = net.proj_out_1(embedding)[:, None].chunk(2, dim=2)
+        return net.proj_out_2(net.norm_out(hidden) * (1 + scale) + shift)
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens a map has."""
+        return (self.net.config.sample_size // self.net.patch_size) ** 2
+
+    def tokens_of(self, maps: Tensor, keep: Tensor) -> Tensor:
+        """The tokens ``keep`` (B, K) of ``maps`` (B, C, s, s), each a patch of p x p locations: (B, K, p p C)."""
+        batch, channels, size, _ = maps.shape
+        p, n = self.net.patch_size, size // self.net.patch_size
+        rows = maps.reshape(batch, channels, n, p, n, p).permute(0, 2, 4, 3, 5, 1).reshape(batch, n * n, -1)
+        return rows.gather(1, keep[..., None].expand(-1, -1, rows.shape[2]))
+
     @property
     def last_layer(self) -> nn.Module:
         return self.net.proj_out_2
@@ -139,12 +163,26 @@ class Preconditioned(nn.Module):
         """Those of its network."""
         return self.net.hidden_matrices() if hasattr(self.net, "hidden_matrices") else []
 
+    @property
+    def tokens(self) -> int:
+        """Those of its network."""
+        return getattr(self.net, "tokens", 1)
+
+    def tokens_of(self, maps: Tensor, keep: Tensor) -> Tensor:
+        """As :meth:`DiT.tokens_of`."""
+        return self.net.tokens_of(maps, keep)
+
     def gaussian(self, x: Tensor, t: Tensor) -> Tensor:
         """The first term alone: the Gaussian optimum at every location, with no network in it."""
         with torch.autocast(x.device.type, enabled=False):  # a small matrix product that bf16 would make coarse
             centred = x.float() - self.root_abar[t].view(-1, 1, 1, 1) * self.mu.view(1, -1, 1, 1)
             rotated = torch.einsum("bchw,ck->bkhw", centred, self.basis) * self.gain[t][:, :, None, None]
             return torch.einsum("bkhw,ck->bchw", rotated, self.basis)
+
+    def at(self, x: Tensor, t: Tensor, keep: Tensor) -> Tensor:
+        """As :meth:`DiT.at`."""
+        gaussian = self.net.tokens_of(self.gaussian(x, t), keep)
+        return gaussian + self.rest[t].view(-1, 1, 1) * self.net.at(x, t, keep)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         gaussian = self.gaussian(x, t)

@@ -175,6 +175,36 @@ def test_the_draws_do_not_change_the_expected_loss():
     assert found[0] == pytest.approx(found[1], rel=0.02)
 
 
+def test_all_tokens_in_any_order_are_the_whole_map():
+    model = preconditioned().eval()
+    for parameter in model.net.parameters():  # the last layer starts at zero, and would hide everything
+        torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(parameter.numel()))
+    t, keep = torch.tensor([3, 200, 900]), torch.stack([torch.randperm(model.tokens) for _ in range(3)])
+    whole = model.tokens_of(model(X0[:3], t), keep)
+    assert torch.allclose(model.at(X0[:3], t, keep), whole, atol=1e-4 * float(whole.abs().max()))
+    few, abar = model.at(X0[:3], t, keep[:, :4]), alpha_bars()
+    assert few.shape == (3, 4, 8) and not torch.allclose(few, whole[:, :4], atol=1e-3), "these see no others"
+    eps = torch.randn(3, 8, 4, 4, generator=torch.Generator().manual_seed(2))
+    losses = [float(diffusion.ddpm_loss(model, X0[:3], t, eps, abar, keep=one)) for one in (None, keep)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_training_on_a_share_of_the_tokens_learns_and_resumes(tmp_path):
+    settings = TrainSettings(steps=150, batch_size=16, lr=3e-3, precision="fp32", token_share=0.25)
+    whole, steps = trained(settings=settings)
+    assert sum(step.loss for step in steps[-20:]) < 0.7 * sum(step.loss for step in steps[:20])
+    checkpoint = tmp_path / "checkpoint.pt"
+    run = train(tiny(), X0, settings, 0, checkpoint=checkpoint, checkpoint_seconds=0)
+    for _ in range(70):
+        next(run)
+    run.close()
+    assert torch.equal(trained(settings=settings, checkpoint=checkpoint)[0], whole)
+    losses = [step.loss for step in train(build_denoiser("unet", 8, 4, 16, 2, 0), X0, SETTINGS, 0)]
+    shared = SETTINGS.model_copy(update={"token_share": 0.25})
+    again = [step.loss for step in train(build_denoiser("unet", 8, 4, 16, 2, 0), X0, shared, 0)]
+    assert losses == again, "a UNet has no tokens"
+
+
 def test_muon_takes_the_hidden_matrices_and_adamw_the_rest():
     model = preconditioned()
     adamw, muon = diffusion.build_optimizers(model, SETTINGS)
