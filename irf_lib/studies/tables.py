@@ -60,13 +60,3 @@ def paired_difference(scores: pd.DataFrame, method: str, other: str) -> tuple[fl
     if not seeds or ours.isna().any(axis=None) or theirs.isna().any(axis=None):
         raise InputError(f"{method} and {other} share no seed with all images; run both with the same seeds")
     return auroc_difference_interval(ours.to_numpy().T, theirs.to_numpy().T, labels.loc[ours.index].to_numpy(), seed=0)
-
-
-def markdown_table(table: pd.DataFrame) -> str:
-    """``table`` with its index as a Markdown table; missing values are left empty."""
-    head = [table.index.name or "", *map(str, table.columns)]
-    body = [
-        [str(name), *("" if pd.isna(one) else str(one) for one in row)]
-        for name, row in zip(table.index, table.to_numpy(dtype=object), strict=True)
-    ]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *body])

@@ -7,7 +7,7 @@ from sklearn.metrics import roc_auc_score
 
 from irf_lib.metrics import METRICS
 from irf_lib.studies.resampling import auroc_difference_interval
-from irf_lib.studies.tables import markdown_table, paired_difference, summarise
+from irf_lib.studies.tables import paired_difference, summarise
 
 
 @pytest.fixture
@@ -65,9 +65,3 @@ def test_scores_of_different_images_are_refused(tables):
     part = tables[1][lambda one: one.category == "a"]
     with pytest.raises(ValueError, match="different images"):
         paired_difference(part[(part.method == "irf") | (part.image > 0)], "irf", "other")
-
-
-def test_markdown_table():
-    table = pd.DataFrame({"x": [1.5, np.nan], "y": ["a", "b"]}, index=pd.Index(["p", "q"], name="system"))
-    lines = ["| system | x | y |", "| --- | --- | --- |", "| p | 1.5 | a |", "| q |  | b |"]
-    assert markdown_table(table) == "\n".join(lines)
