@@ -21,13 +21,12 @@ class FeatureCache:
     """Maps image files to raw (not standardised) feature maps (N, C, s, s) float32 on the CPU.
 
     An entry is keyed by the backbone's weights, the sizes, the kind of device, the code that makes the features, and
-    the file's bytes. A damaged one is computed again; where none can be written, one warning says so. ``hits`` and
-    ``misses`` count images.
+    the file's bytes. A damaged one is computed again; where none can be written, one warning says so.
     """
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)
-        self.hits = self.misses = 0
+        self.hits = self.misses = 0  # counted in images
 
     @torch.no_grad()
     def __call__(
@@ -39,7 +38,7 @@ class FeatureCache:
         key = hashlib.sha256(f"{backbone.fingerprint()} {image_size} {shape} {device.type} {code}".encode()).hexdigest()
         digests = [images.content_hash([path]) for path in paths]
         entries = [self.folder / key[:16] / digest[:2] / f"{digest}.safetensors" for digest in digests]
-        maps = [_read(entry, shape) for entry in entries]
+        maps = [_read(entry) for entry in entries]
         missing = [i for i, one in enumerate(maps) if one is None]
         self.hits += len(paths) - len(missing)
         self.misses += len(missing)
@@ -56,7 +55,6 @@ class FeatureCache:
         return torch.stack(maps) if maps else torch.empty(0, *shape)
 
 
-def _read(entry: Path, shape: tuple[int, int, int]) -> Tensor | None:
-    with suppress(InputError, KeyError):  # absent or damaged: computed, and written
-        one = load_tensors(entry)[0]["features"]
-        return one if one.shape == shape else None
+def _read(entry: Path) -> Tensor | None:
+    with suppress(InputError):  # absent or damaged: computed, and written
+        return load_tensors(entry)[0]["features"]

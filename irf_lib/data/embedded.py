@@ -18,10 +18,9 @@ _MANIFEST = "manifest.json"
 def write_embedded(root: Path, n_train: int = 64, n_test_good: int = 24, n_per_defect: int = 6, seed: int = 0) -> Path:
     """Write the seeded textures under `root` in the MVTec AD layout, or find them there; return `root`.
 
-    Each image has its own generator, SeedSequence((seed, category, split, kind, image)): more of one kind leave the
-    others as they are. The folder appears at once, whole, so several processes may call this together; it is written
-    again if its parameters or the textures' code changed. InputError where it has other files, RunError if it cannot be
-    written."""
+    Each image has its own generator, SeedSequence((seed, category, split, kind, image)). The folder appears at once,
+    whole, so several processes may call this together; it is written again if its parameters or the textures' code
+    changed. InputError where it holds other files, RunError if it cannot be written."""
     plan = list(_plan(n_train, n_test_good, n_per_defect))
     manifest = {
         "made_by": _MAKER,

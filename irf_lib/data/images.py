@@ -19,7 +19,8 @@ from ..files import InputError, one_line, printable
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 SIDE_FILES = {"", ".txt", ".md", ".json", ".csv", ".db", ".ini", ".xml", ".yaml", ".yml", ".html", ".pdf"}
 TYPES = "PNG, JPEG, BMP or TIFF"
-FORMATS = ["PNG", "JPEG", "BMP", "TIFF"]  # Pillow's names
+_FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
+Images = Sequence[Path] | np.ndarray
 
 
 def load_image(path: Path, size: int = 256) -> np.ndarray:
@@ -30,9 +31,6 @@ def load_image(path: Path, size: int = 256) -> np.ndarray:
     resized = [np.asarray(channel.resize((size, size), Image.Resampling.BILINEAR)) for channel in channels]
     image = np.clip(np.stack(resized) / np.float32(white), 0, 1)  # rounding leaves [0, 1] by an ulp
     return np.repeat(image, 3 // len(image), axis=0)
-
-
-Images = Sequence[Path] | np.ndarray
 
 
 def checked_images(images: Images) -> Images:
@@ -52,14 +50,8 @@ def checked_images(images: Images) -> Images:
 
 def load_images(paths: Iterable[Path], size: int = 256) -> np.ndarray:
     """The images of ``load_image`` in the order of ``paths``, float32 (N, 3, size, size)."""
-    paths = tuple(paths)
-    images = np.empty((len(paths), 3, size, size), np.float32)
-
-    def load(n: int) -> None:
-        images[n] = load_image(paths[n], size)
-
-    in_threads(load, range(len(paths)))
-    return images
+    images = in_threads(lambda path: load_image(path, size), paths)
+    return np.stack(images) if images else np.empty((0, 3, size, size), np.float32)
 
 
 def load_picture(path: Path, longest: int = 1024) -> np.ndarray:
@@ -97,11 +89,10 @@ def content_hash(paths: Iterable[Path]) -> str:
     return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
-def in_threads(function: Callable, arguments: Iterable) -> None:
-    """Call ``function`` for each argument; the first exception in their order is raised."""
+def in_threads(function: Callable, arguments: Iterable) -> list:
+    """What ``function`` returns for each argument, in their order; so is the first exception that is raised."""
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # Pillow releases the GIL while it decodes
-        for _ in pool.map(function, arguments):
-            pass
+        return list(pool.map(function, arguments))
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -120,9 +111,9 @@ def _decode(path: Path) -> tuple[np.ndarray, float]:
     if not data:
         raise InputError(f"{shown}: empty (0 bytes); copy the file again or remove it.")
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as file:  # by content, not by name
-            file.verify()  # a PNG's checksums, which decoding disregards
-        with Image.open(io.BytesIO(data), formats=FORMATS) as file:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as file:  # by content, not by name
+            file.verify()  # a PNG's checksums, which decoding does not read to the end
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as file:
             frames = 1 if file.format in ("JPEG", "MPO") else getattr(file, "n_frames", 1)  # a phone's has a preview
             image = ImageOps.exif_transpose(file)
     except Exception as error:  # on damaged bytes decoders raise almost anything, even SyntaxError

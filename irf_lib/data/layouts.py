@@ -25,14 +25,10 @@ from pathlib import Path
 from ..files import InputError, printable
 from .images import SIDE_FILES, SUFFIXES, TYPES, content_hash, image_size, in_threads, mask_pixels
 
-_VISA_COLUMNS = ("object", "split", "label", "image", "mask")
-
 
 @dataclass(frozen=True)
 class TestImage:
     """One test image: its kind ("good" or the defect's name) and its mask, None where there is none."""
-
-    __test__ = False  # not a test case, whatever pytest makes of the name
 
     path: Path
     kind: str
@@ -73,13 +69,13 @@ def list_categories(root: Path) -> tuple[str, ...]:
 
 def find_categories(root: Path) -> dict[str, tuple[str, Path]]:
     """The layout and the folder of every category under the folder `root`, by name, sorted; empty if there is none."""
+    entries = _entries(root)
     if (root / "split_csv" / "1cls.csv").is_file():
         return {name: ("visa", root) for name in sorted({row["object"] for _, row in _visa_rows(root)})}
     if layout := _layout(root):
         return {root.resolve().name: (layout, root)}
-    entries = _entries(root)
-    found = {path.name: (layout, path) for path in entries if (layout := _layout(path))}
-    if not found and ((root / "good").is_dir() or any(path.suffix.lower() in SUFFIXES for path in entries)):
+    found = {path.name: (layout, path) for path in entries if path.is_dir() and (layout := _layout(path))}
+    if not found and any(path.name == "good" or path.suffix.lower() in SUFFIXES for path in entries):
         found = {root.resolve().name: ("folder", root)}
     return found
 
@@ -92,9 +88,8 @@ def read_category(root: Path, name: str) -> Category:
     if name not in names:
         close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise InputError(
-            f"{printable(root)}: no category {name!r}{hint}; choose of {', '.join(map(printable, names))}."
-        )
+        known = ", ".join(map(printable, names))
+        raise InputError(f"{printable(root)}: no category {name!r}{hint}; choose one of {known}.")
     layout, folder = find_categories(Path(root))[name]
     train, test = _read_visa(folder, name) if layout == "visa" else _read_folders(folder, layout)
     if not train:
@@ -106,12 +101,14 @@ def read_category(root: Path, name: str) -> Category:
 
 
 def _layout(folder: Path) -> str | None:
-    layouts = {"good": "mvtec", "ok": "btad"}
-    return next((layout for good, layout in layouts.items() if (folder / "train" / good).is_dir()), None)
+    """The layout by the name of the good images' folder in train/: "mvtec" or "btad"; None if there is no such one."""
+    train = folder / "train"
+    names = {path.name for path in _entries(train)} if train in _entries(folder) else set()
+    return "mvtec" if "good" in names else "btad" if "ok" in names else None
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What the folder holds, hidden and system entries left out, sorted by name."""
+    """What the folder holds, hidden and system entries left out, sorted by name. InputError if it cannot be listed."""
     if not os.access(folder, os.R_OK | os.X_OK):
         raise InputError(f"{printable(folder)}: cannot be listed; check its permissions.")
     return sorted(path for path in folder.iterdir() if not path.name.startswith((".", "__")))
@@ -128,52 +125,41 @@ def _images(folder: Path, subfolders: Iterable[str] = ()) -> tuple[Path, ...]:
     return tuple(path for path in entries if path.suffix.lower() in SUFFIXES)
 
 
-def _images_by_kind(folder: Path) -> dict[str, tuple[Path, ...]]:
-    """The images of each subfolder by its name, "ok" read as "good"; empty where there is no such folder."""
-    if not folder.is_dir():
-        return {}
-    by_kind = {path.name: _images(path) for path in _entries(folder) if path.is_dir()}
-    if loose := _images(folder, by_kind):
+def _images_by_kind(folder: Path) -> list[tuple[str, Path]]:
+    """(kind, image) for the images of each subfolder, "ok" read as "good"; empty where there is no such folder."""
+    kinds = [path for path in _entries(folder) if path.is_dir()] if folder.is_dir() else []
+    if folder.is_dir() and (loose := _images(folder, [path.name for path in kinds])):
         raise InputError(f"{printable(loose[0])}: of no kind; sort it into {folder.name}/<kind> (good is one as well).")
-    if "ok" in by_kind:
-        by_kind["good"] = by_kind.get("good", ()) + by_kind.pop("ok")
-    return by_kind
+    return [("good" if kind.name == "ok" else kind.name, image) for kind in kinds for image in _images(kind)]
 
 
 def _read_folders(folder: Path, layout: str) -> tuple[tuple[Path, ...], tuple[TestImage, ...]]:
-    if layout != "folder":
-        train = _images(folder / "train" / ("good" if layout == "mvtec" else "ok"))
-    elif train := _images(folder, ("good", "test", "ground_truth", "masks")):
-        if (folder / "good").is_dir():
-            raise InputError(f"{printable(train[0])}: lies beside good/; move it into good/ or remove it.")
-    else:
-        train = _images(folder / "good")
-    masks = _images_by_kind(folder / "ground_truth") | _images_by_kind(folder / "masks")
-    return train, _pair_masks(_images_by_kind(folder / "test"), masks)
-
-
-def _pair_masks(tests: dict[str, tuple[Path, ...]], masks: dict[str, tuple[Path, ...]]) -> tuple[TestImage, ...]:
-    """Give every test image the mask of its kind with its stem, or with its stem and "_mask"."""
-    images = {(kind, path.stem): path for kind, paths in tests.items() for path in paths if kind != "good"}
-    of_image: dict[Path, Path] = {}
-    for kind, mask in ((kind, mask) for kind, paths in masks.items() for mask in paths):
-        image = images.get((kind, mask.stem)) or images.get((kind, mask.stem.removesuffix("_mask")))
-        if image is None or image in of_image:
+    """The training and the test images; each of these with the mask of its kind and stem, with or without "_mask"."""
+    good = folder / {"mvtec": "train/good", "btad": "train/ok", "folder": "good"}[layout]
+    loose = _images(folder, ("good", "test", "ground_truth", "masks")) if layout == "folder" else ()
+    if loose and good.is_dir():
+        raise InputError(f"{printable(loose[0])}: lies beside good/; move it into good/ or remove it.")
+    test = sorted(_images_by_kind(folder / "test"))
+    of_stem = {(kind, path.stem): path for kind, path in test if kind != "good"}
+    masks: dict[Path, Path] = {}
+    for kind, mask in _images_by_kind(folder / "ground_truth") + _images_by_kind(folder / "masks"):
+        image = of_stem.get((kind, mask.stem)) or of_stem.get((kind, mask.stem.removesuffix("_mask")))
+        if image is None or image in masks:
             raise InputError(f"{printable(mask)}: not the one mask of a defective image; add that or remove the mask.")
-        of_image[image] = mask
-    return tuple(TestImage(path, kind, of_image.get(path)) for kind in sorted(tests) for path in tests[kind])
+        masks[image] = mask
+    return loose or _images(good), tuple(TestImage(path, kind, masks.get(path)) for kind, path in test)
 
 
 def _visa_rows(root: Path) -> list[tuple[str, dict[str, str]]]:
     """The rows of VisA's split table, each with the place to name in a message."""
-    table = root / "split_csv" / "1cls.csv"
+    table, columns = root / "split_csv" / "1cls.csv", ("object", "split", "label", "image", "mask")
     shown = printable(table)
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, restval="")
-            rows = [(f"{shown}, line {reader.line_num}", {key: row[key] for key in _VISA_COLUMNS}) for row in reader]
+            rows = [(f"{shown}, line {reader.line_num}", {key: row[key] for key in columns}) for row in reader]
     except (OSError, UnicodeError, csv.Error, KeyError) as error:
-        raise InputError(f"{shown}: no table of columns {_VISA_COLUMNS} ({error}); restore VisA's own.") from None
+        raise InputError(f"{shown}: no table of the columns {columns} ({error}); restore VisA's own file.") from None
     for place, row in rows:
         if not re.fullmatch(r"\w[\w. -]*", row["object"]):  # it names folders of results as well
             raise InputError(f"{place}: {row['object'][:99]!r} is no name of a category; restore VisA's own file.")
@@ -192,7 +178,9 @@ def _visa_file(root: Path, place: str, cell: str) -> Path:
 def _read_visa(root: Path, name: str) -> tuple[tuple[Path, ...], tuple[TestImage, ...]]:
     images: list[TestImage] = []
     kinds = {("train", "normal"): "train", ("test", "normal"): "good", ("test", "anomaly"): "anomaly"}
-    for place, row in ((place, row) for place, row in _visa_rows(root) if row["object"] == name):
+    for place, row in _visa_rows(root):
+        if row["object"] != name:
+            continue
         mask = _visa_file(root, place, row["mask"]) if row["mask"] else None
         kind = kinds.get((row["split"], row["label"]))
         if kind is None or (mask and kind != "anomaly"):
@@ -221,11 +209,14 @@ def check_category(category: Category) -> list[str]:
 
 
 def _check_test_image(image: TestImage) -> None:
-    (height, width), mask = image_size(image.path), mask_pixels(image.mask) if image.mask else None
-    if mask is not None and mask.shape != (height, width):
+    height, width = image_size(image.path)
+    if image.mask is None:
+        return
+    mask = mask_pixels(image.mask)
+    if mask.shape != (height, width):
         sizes = f"{mask.shape[1]} x {mask.shape[0]} pixels for an image of {width} x {height}"
         raise InputError(f"{printable(image.mask)}: a mask of {sizes}; export it at the size of the image.")
-    if mask is not None and not mask.any():
+    if not mask.any():
         raise InputError(f"{printable(image.mask)}: marks no pixel; redraw it or move the image to test/good.")
 
 

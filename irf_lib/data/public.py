@@ -4,9 +4,11 @@ unpacked; the folder NAME appears in one step, complete."""
 import shutil
 import tarfile
 import tempfile
+import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import pooch
 from tqdm import tqdm
 
 from ..files import InputError, RunError, file_sha256, one_line, printable, write_json
@@ -19,7 +21,6 @@ MARKER = "irf_download.json"  # in a finished data set: what it is and where it 
 class Source:
     """Where a data set comes from, and on which terms. `url` is empty where only a person can get the archive."""
 
-    name: str  # on the command line, and of its folder
     title: str
     archive: str  # the archive's file name; its suffix says how to unpack it
     n_bytes: int  # of the archive as last heard of: for the notice, nothing depends on it
@@ -30,9 +31,8 @@ class Source:
     citation: str
 
 
-_ALL = (
-    Source(
-        name="mvtec_ad",
+SOURCES = {  # by the name on the command line, and of the folder
+    "mvtec_ad": Source(
         title="MVTec AD",
         archive="mvtec_anomaly_detection.tar.xz",
         n_bytes=5_264_982_680,
@@ -43,8 +43,7 @@ _ALL = (
         citation="Bergmann, Fauser, Sattlegger, Steger: MVTec AD - A Comprehensive Real-World Dataset for "
         "Unsupervised Anomaly Detection, CVPR 2019",
     ),
-    Source(
-        name="visa",
+    "visa": Source(
         title="VisA",
         archive="VisA_20220922.tar",
         n_bytes=1_929_840_640,
@@ -55,8 +54,7 @@ _ALL = (
         citation="Zou, Jeong, Pemula, Zhang, Dabeer: SPot-the-Difference Self-Supervised Pre-training for "
         "Anomaly Detection and Segmentation, ECCV 2022",
     ),
-    Source(
-        name="btad",
+    "btad": Source(
         title="BTAD",
         archive="btad.zip",
         n_bytes=1_229_193_337,
@@ -69,8 +67,7 @@ _ALL = (
         citation="Mishra, Verk, Fornasier, Piciarelli, Foresti: VT-ADL - A Vision Transformer Network for Image "
         "Anomaly Detection and Localization, ISIE 2021",
     ),
-)
-SOURCES = {source.name: source for source in _ALL}
+}
 
 
 def notice(source: Source) -> str:
@@ -96,12 +93,11 @@ def is_finished(source: Source, target: Path) -> bool:
 
 def check_request(source: Source, archive: Path | None = None) -> None:
     """InputError if there is nothing to unpack: a source behind a form and no `archive`, or no such file."""
+    if archive is None and not source.url:
+        where = f"get {source.archive} at {source.home}, then run this again with --archive PATH/{source.archive}"
+        raise InputError(f"{source.title} is given out by its owner only; {where}")
     if archive is not None and not Path(archive).is_file():
         raise InputError(f"{printable(archive)}: no such file; name the {source.archive} that you have.")
-    if archive is None and not source.url:
-        said = f"is given out by its owner only; get {source.archive} at {source.home}, then run"
-        command = f"python -m irf_lib data download {source.name} --archive PATH/{source.archive}"
-        raise InputError(f"{source.title} {said} {command}")
 
 
 def download(source: Source, target: Path, archive: Path | None = None) -> Path:
@@ -114,37 +110,31 @@ def download(source: Source, target: Path, archive: Path | None = None) -> Path:
     if is_finished(source, target):
         return target
     check_request(source, archive)
+    if archive and (found := file_sha256(archive)) != source.sha256:
+        wrong = f"its SHA-256 is {found}, that of {source.archive} {source.sha256}"
+        raise InputError(f"{printable(archive)}: {wrong}; get it again at {source.home}")
+    pooch.get_logger().setLevel("WARNING")  # it would tell again what the notice told
     try:
-        path = Path(archive or _fetch(source, folder))
-        if archive and (found := file_sha256(path)) != source.sha256:
-            wrong = f"its SHA-256 is {found}, that of {source.archive} {source.sha256}"
-            raise InputError(f"{printable(path)}: {wrong}; get it again at {source.home}")
+        path = archive or pooch.retrieve(source.url, source.sha256, source.archive, folder, progressbar=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f"{target.name}.tmp-", dir=target.parent) as staging:
-            new = Path(staging, "new")
-            if source.archive.endswith(".zip"):
-                shutil.unpack_archive(path, new, "zip")  # leaves out a name that leads out of the folder
-            else:
-                with tarfile.open(path, "r|*") as file:  # as a stream: an .xz is not read twice
-                    file.extractall(new, tqdm(file, unit=" files", desc="unpacking", disable=None), filter="data")
-            root = next(place for place in (new, *sorted(new.iterdir())) if place.is_dir() and find_categories(place))
+            root = _unpack(Path(path), Path(staging, "new"), source.archive.endswith(".zip"))
             write_json(root / MARKER, asdict(source))
             root.rename(target)  # which is absent or empty
         if archive is None:
             shutil.rmtree(folder)
-    except OSError as error:
-        said = f"cannot be read or written ({error.strerror or error}): check free space and permissions"
-        place = printable(error.filename or target)
-        raise RunError(f"{place} {said}, or name another folder with --to, and run this again.") from error
+    except (OSError, ValueError, tarfile.TarError) as error:  # the network, the disk, a wrong hash; a hostile name
+        said = f"{one_line(error, 500).rstrip('.')}; check the network, free space and permissions, and run this again"
+        raise RunError(f"{source.title}: {said}, or name {source.archive} of {source.home} with --archive.") from error
     return target
 
 
-def _fetch(source: Source, folder: Path) -> str:
-    import pooch  # with requests, half a second that nobody else should wait
-
-    pooch.get_logger().setLevel("WARNING")  # it would tell again what the notice told
-    try:
-        return pooch.retrieve(source.url, source.sha256, source.archive, folder, progressbar=True)
-    except (OSError, ValueError) as error:  # the network, the disk; ValueError: pooch's word for a wrong hash
-        said = f"{one_line(error, 500).rstrip('.')}; run this again, or get {source.archive} at {source.home}"
-        raise RunError(f"{source.url}: {said} and name it with --archive.") from None
+def _unpack(archive: Path, new: Path, is_zip: bool) -> Path:
+    """Write the archive's files into the folder `new`, and none outside of it; return the data set's folder in it."""
+    if is_zip:
+        with zipfile.ZipFile(archive) as file:  # cuts ".." and a drive or root off the names
+            file.extractall(new, tqdm(file.namelist(), unit=" files", desc="unpacking", disable=None))
+    else:
+        with tarfile.open(archive, "r|*") as file:  # as a stream: an .xz is not read twice
+            file.extractall(new, tqdm(file, unit=" files", desc="unpacking", disable=None), filter="data")
+    return next(place for place in (new, *sorted(new.iterdir())) if place.is_dir() and find_categories(place))
