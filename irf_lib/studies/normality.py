@@ -1,9 +1,8 @@
 """Is the field Gaussian? Effect sizes first, tests second, verdicts by limits that are written down before looking.
 
-Computing (:func:`marginal_effects`, :func:`norm_effects`, :func:`radial_autocorrelation`, :func:`qq_curve`,
-:func:`one_location_tests`), judging (:func:`judge`) and drawing (figures.py) are apart. Fields are (N, C, s, s). The
-unit of analysis is the image: pixels of one image depend on each other, so a p-value over pixels rejects true Gaussian
-fields, and every interval here resamples images. An *effect* is an interval: (value, low, high), 95 % bootstrap.
+Fields are (N, C, s, s). The unit of analysis is the image: pixels of one image depend on each other, so a p-value over
+pixels rejects true Gaussian fields, and every interval here resamples images. An *effect* is an interval: (value, low,
+high), 95 % bootstrap.
 
 With z the pooled values, Q their quantile function, Phi that of N(0, 1), and rho = corr(Q(U), Phi^-1(U)) the
 probability-plot correlation (Filliben 1975), the Wasserstein-2 distance to N(0, 1) takes apart into location, scale and
@@ -42,13 +41,13 @@ _EDGES = special.expit(np.linspace(-16, 16, 801))
 Effects = Callable[[np.ndarray], dict[str, np.ndarray]]  # weights (R, N), rows summing to 1 -> name: (R,)
 
 
-def _bootstrapped(effects: Effects, n: int, seed: int, n_resamples: int) -> dict[str, Interval]:
+def _bootstrapped(effects: Effects, n: int, seed: int) -> dict[str, Interval]:
     point = effects(np.full((1, n), 1 / n))
-    draws = effects(bootstrap_counts(n, n_resamples, np.random.default_rng(seed)) / n)
+    draws = effects(bootstrap_counts(n, N_RESAMPLES, np.random.default_rng(seed)) / n)
     return {name: (float(point[name][0]), *map(float, percentile_interval(draws[name]))) for name in point}
 
 
-def marginal_effects(values: np.ndarray, seed: int, n_resamples: int = N_RESAMPLES) -> dict[str, Interval]:
+def marginal_effects(values: np.ndarray, seed: int) -> dict[str, Interval]:
     """How far the values of N images, (N, K), pooled, are from N(0, 1): name -> (value, low, high).
 
     ``mean``, ``sd``, ``skew``, ``excess_kurtosis``; ``ppcc``: probability-plot correlation, 1 for any Gaussian; ``w2``:
@@ -89,7 +88,7 @@ def marginal_effects(values: np.ndarray, seed: int, n_resamples: int = N_RESAMPL
             "tail4": tails[1],
         }
 
-    return _bootstrapped(effects, len(values), seed, n_resamples)
+    return _bootstrapped(effects, len(values), seed)
 
 
 def squared_norms(fields: np.ndarray) -> np.ndarray:
@@ -97,7 +96,7 @@ def squared_norms(fields: np.ndarray) -> np.ndarray:
     return np.square(fields, dtype=np.float64).sum(axis=1).reshape(len(fields), -1)
 
 
-def norm_effects(squared: np.ndarray, dof: int, seed: int, n_resamples: int = N_RESAMPLES) -> dict[str, Interval]:
+def norm_effects(squared: np.ndarray, dof: int, seed: int) -> dict[str, Interval]:
     """Squared norms (N, L) against chi-square(``dof``): ``norm_mean`` = mean / dof, and ``norm_dispersion``, their
     coefficient of variation over that of chi-square, (sd / mean) / sqrt(2 / dof), which no scale moves. Both are 1 for
     N(0, I). A dispersion above 1 means correlated channels, or vectors that are long in some places or images and short
@@ -109,12 +108,10 @@ def norm_effects(squared: np.ndarray, dof: int, seed: int, n_resamples: int = N_
         sd = np.sqrt(np.maximum(second - first**2, 0.0))
         return {"norm_mean": first / dof, "norm_dispersion": sd / first * np.sqrt(dof / 2)}
 
-    return _bootstrapped(effects, len(squared), seed, n_resamples)
+    return _bootstrapped(effects, len(squared), seed)
 
 
-def radial_autocorrelation(
-    fields: np.ndarray, max_lag: int, seed: int, n_resamples: int = N_RESAMPLES
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def radial_autocorrelation(fields: np.ndarray, max_lag: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Correlation of values ``lag`` locations apart, around zero, averaged over directions, channels and images.
 
     (N, C, s, s) -> (value, low, high), each (max_lag + 1,); 1 at lag 0, and 0 at all others for a white field. The
@@ -129,7 +126,7 @@ def radial_autocorrelation(
     dy, dx = (np.minimum(np.arange(size), size - np.arange(size)) for size in shape)
     rings = [np.round(np.hypot(dy[:, None], dx[None, :])) == lag for lag in range(max_lag + 1)]
     covariance = np.stack([products[:, ring].sum(axis=1) / pairs[ring].sum() for ring in rings], axis=1)
-    draws = bootstrap_counts(len(covariance), n_resamples, np.random.default_rng(seed)) @ covariance
+    draws = bootstrap_counts(len(covariance), N_RESAMPLES, np.random.default_rng(seed)) @ covariance
     total = covariance.sum(axis=0)
     return total / total[0], *percentile_interval(draws / draws[:, :1])
 
@@ -201,31 +198,8 @@ def judge(effects: Mapping[str, Interval]) -> Judgement:
     return Judgement(verdict, tuple(signatures))
 
 
-def all_effects(fields: np.ndarray, seed: int, n_resamples: int = N_RESAMPLES) -> dict[str, Interval]:
+def all_effects(fields: np.ndarray, seed: int) -> dict[str, Interval]:
     """Every judged effect of fields (N, C, s, s) whose claimed law is N(0, I): marginal, joint and whiteness."""
-    lag1 = tuple(float(one[1]) for one in radial_autocorrelation(fields, 1, seed, n_resamples))
-    joint = norm_effects(squared_norms(fields), fields.shape[1], seed, n_resamples)
-    return marginal_effects(fields, seed, n_resamples) | joint | {"autocorrelation": lag1}
-
-
-def spoiled(fields: np.ndarray, kind: str, seed: int) -> np.ndarray:
-    """Fields (N, C, s, s) with one thing wrong: ``kind`` is a key of :data:`EXPECTED_SIGNATURES`."""
-    fields = np.asarray(fields, dtype=np.float64)
-    if kind == "shift 0.1":
-        return fields + 0.1
-    if kind == "scale 2":
-        return 2 * fields
-    if kind == "heavy tails":  # Student's t with 5 degrees, of unit variance: a Gaussian of many scales
-        return fields * np.sqrt(3 / np.random.default_rng(seed).chisquare(5, fields.shape))
-    if kind == "correlated pixels":  # averages of four neighbours, of unit variance: every marginal stays N(0, 1)
-        return sum(np.roll(fields, shift, axis=(2, 3)) for shift in ((0, 0), (0, 1), (1, 0), (1, 1))) / 2
-    return fields
-
-
-EXPECTED_SIGNATURES: dict[str, tuple[str, ...]] = {
-    "none": (),
-    "shift 0.1": ("shifted up",),
-    "scale 2": ("too wide", "long vectors"),
-    "heavy tails": ("heavy tails",),
-    "correlated pixels": ("not white",),
-}
+    lag1 = tuple(float(one[1]) for one in radial_autocorrelation(fields, 1, seed))
+    joint = norm_effects(squared_norms(fields), fields.shape[1], seed)
+    return marginal_effects(fields, seed) | joint | {"autocorrelation": lag1}

@@ -21,17 +21,13 @@ def table(n: int = 6, **columns) -> pd.DataFrame:
     return pd.DataFrame({"value": value, "lo": value - 0.05, "hi": value + 0.05, **columns})
 
 
-by_t = table(t=[1, 200, 500] * 2, network=["a"] * 3 + ["b"] * 3, category=["p"] * 3 + ["q"] * 3)
 decisions = pd.DataFrame({"panel": "bottle", "score": np.arange(8.0), "anomalous": [False] * 4 + [True] * 4})
-square = pd.DataFrame([[1.0, 0.25], [0.25, 1.0]], index=[1, 200], columns=[1, 200])
 
 # name: (arguments, words that stand in the figure, number of panels)
 CASES = {
     "image_grid": (({"bottle": [("good", IMAGE, None), ("crack", IMAGE, MASK)]}, "MVTec AD"), ["crack", "bottle"], 2),
     "score_densities": ((decisions, {"bottle": 3.5}), ["bottle", "good (4)", "anomalous (4)", "threshold"], 1),
     "score_histogram": ((np.arange(4.0), np.arange(9.0), np.inf), ["held-out good (4)", "these images (9)"], 1),
-    "interval_curves": (({"I-AUROC": by_t}, "t", "network", "timestep t", {"I-AUROC": 1.0}), ["a", "b", "I-AUROC"], 1),
-    "heat_maps": (([("cosine", square)], "mean cosine", (0, 1)), ["cosine", "0.25", "mean cosine", "200"], 2),
     "difference_points": (
         (table(2, category="bottle", method=["knn", "dte"]).rename(columns={"value": "diff"}), "gain", {"bottle": 83}),
         ["knn", "dte", "bottle (n = 83)", "gain"],
