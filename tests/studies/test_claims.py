@@ -92,7 +92,8 @@ def test_e6_and_d_follow_the_scores(tables):
     table = tables[SCORES]
     steps = [name for name in table if name[1:].isdigit()]
     good, bad = (table.anomalous == wanted for wanted in (False, True))
-    table[steps] = table[["t200"]].to_numpy() + 1e6 * bad.to_numpy()[:, None]
+    for name in steps:
+        table[name] = table.t200 + 1e6 * bad
     assert list(judged({SCORES: table}).verdict) == [HOLDS, HOLDS]
     table.loc[bad, "t200"] = table.loc[good, "t200"].sample(bad.sum(), replace=True, random_state=0).to_numpy()
     assert list(judged({SCORES: table}).verdict) == [FAILS, FAILS]
