@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from irf_lib.data.layouts import category_hash, check_category, list_categories, read_category
-from irf_lib.files import InputError
 
 SIDE = 32
 MASK = np.zeros((SIDE, SIDE), np.uint8)
@@ -58,15 +57,6 @@ def root(tmp_path) -> Path:
     return build(tmp_path / "set", "mvtec")
 
 
-def refused(words: str, function: Callable, *arguments) -> None:
-    """The call raises one InputError: one line that holds the words and ends in a full stop."""
-    with pytest.raises(InputError) as caught:
-        function(*arguments)
-    text = str(caught.value)
-    assert text.endswith(".") and "\n" not in text
-    assert not [word for word in words.split() if word not in text], text
-
-
 @pytest.mark.parametrize(
     "layout, train, test",
     [
@@ -94,10 +84,12 @@ def test_good_images_may_be_in_a_folder_of_their_own(tmp_path):
     assert [path.name for path in category.train] == ["0.TIFF", "1.png"] and category.has_masks
 
 
-def test_a_root_of_several_categories_and_a_relative_one(tmp_path, monkeypatch):
+def test_roots_of_several_categories_of_none_and_a_relative_one(tmp_path, monkeypatch, refused):
     build(tmp_path / "pill", "mvtec"), build(tmp_path / "bottle", "btad"), (tmp_path / "notes").mkdir()
     assert list_categories(tmp_path) == ("bottle", "pill") and list_categories(tmp_path / "pill") == ("pill",)
     assert read_category(tmp_path, "pill") == read_category(tmp_path / "pill", "pill")
+    refused("nowhere check the path", list_categories, tmp_path / "nowhere")
+    refused(f"{tmp_path}/notes train/good train/ok split_csv/1cls.csv PNG", read_category, tmp_path / "notes", "a")
     refused("did you mean 'bottle' bottle, pill", read_category, tmp_path, "botle")
     refused(f"{tmp_path} no category 'xyz'; choose one of bottle, pill.", read_category, tmp_path, "xyz")
     monkeypatch.chdir(tmp_path / "pill")
@@ -117,13 +109,8 @@ def test_masks_and_tests_may_be_absent_and_side_files_are_ignored(tmp_path, root
     assert not category.has_masks and len(category.test) == 4 and check_category(category) == []
 
 
-def test_missing_and_foreign_roots(tmp_path):
-    refused("nowhere check the path", list_categories, tmp_path / "nowhere")
-    refused(f"{tmp_path} train/good train/ok split_csv/1cls.csv PNG", read_category, tmp_path, "bottle")
-
-
 @pytest.mark.parametrize("closed", ["set", "train", "good", "broken"])
-def test_a_folder_that_cannot_be_listed_is_named(root, monkeypatch, closed):
+def test_a_folder_that_cannot_be_listed_is_named(root, monkeypatch, closed, refused):
     monkeypatch.setattr(os, "access", lambda path, _: path.name != closed)  # root, who may run this, lists anything
     refused(f"/{closed}: cannot be listed permissions", read_category, root.parent, "set")
 
@@ -170,7 +157,7 @@ def edit(old: str, new: str) -> Callable[[Path], None]:
         ("visa", edit("nut,train", "/tmp,train"), "1cls.csv line 5 '/tmp' no name of a category restore"),
     ],
 )
-def test_each_error_names_the_file_and_the_remedy(tmp_path, layout, spoil, words):
+def test_each_error_names_the_file_and_the_remedy(tmp_path, layout, spoil, words, refused):
     put(tmp_path / "out.png")
     root = build(tmp_path / "set", layout)
     (root / ".link.png").symlink_to(tmp_path / "out.png")
@@ -178,7 +165,7 @@ def test_each_error_names_the_file_and_the_remedy(tmp_path, layout, spoil, words
     refused(words, lambda: check_category(read_category(root, "set")))
 
 
-def test_reading_looks_at_names_only(root):
+def test_reading_looks_at_names_only(root, refused):
     for path in root.rglob("*.png"):
         path.write_bytes(b"")
     refused("train/good/0.png empty copy", check_category, read_category(root, "set"))
