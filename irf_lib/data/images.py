@@ -27,6 +27,8 @@ def load_image(path: Path, size: int = 256) -> np.ndarray:
     """An image as float32 (3, size, size) in [0, 1]: grey repeated, the aspect ratio not kept, antialiased bilinear in
     float for every depth. Raises InputError if it cannot be decoded."""
     pixels, white = _decode(path)  # (H, W, 1 or 3)
+    if min(pixels.shape[:2]) < 2:
+        raise InputError(f"{printable(path)}: too small to hold a part; replace or remove it.")
     channels = [Image.fromarray(np.ascontiguousarray(c, np.float32)) for c in np.moveaxis(pixels, 2, 0)]
     resized = [np.asarray(channel.resize((size, size), Image.Resampling.BILINEAR)) for channel in channels]
     image = np.clip(np.stack(resized) / np.float32(white), 0, 1)  # rounding leaves [0, 1] by an ulp

@@ -108,6 +108,7 @@ REFUSED = {
     "gif.png": (encoded(RGB, "GIF"), "not a readable PNG, JPEG, BMP or TIFF file"),
     "text.png": (b"hello", "not a readable PNG, JPEG, BMP or TIFF file"),
     "empty.png": (b"", "empty (0 bytes)"),
+    "dot.png": (encoded(RGB[:1, :1], "PNG"), "too small to hold a part"),
     "flipped.png": (PNG[:-20] + bytes([PNG[-20] ^ 1]) + PNG[-19:], "not a readable"),  # the checksum of the pixels
     "bomb.bmp": (BMP[:18] + 2 * (2**15).to_bytes(4, "little") + BMP[26:], "exceeds limit"),  # the size it declares
 }
