@@ -70,7 +70,7 @@ def calibration_split(n: int, share: float, seed: int) -> tuple[np.ndarray, np.n
 
 
 def _held_out(n: int, share: float) -> int:
-    return min(max(round(share * n), 20), max(n // 3, 20)) if n >= 40 else n // 3
+    return max(20, min(round(share * n), n // 3)) if n >= 40 else n // 3
 
 
 def images_needed(alpha: float, share: float = 0.1) -> tuple[int, int]:

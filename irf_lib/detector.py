@@ -76,6 +76,7 @@ class Detector(SavedAsOneFile):
         self._folded: dict[tuple, Denoiser] = {}
         self._fitted: dict[tuple, tuple[Density, Tensor]] = {}
         self._good_fields: tuple = (None, None)
+        self._draw: Tensor | None = None
 
     @property
     def device(self) -> torch.device:
@@ -157,10 +158,10 @@ class Detector(SavedAsOneFile):
         return 8 if self.device.type == "cpu" else 64
 
     def _raw(self, images: Images | Tensor, progress: str | None = None) -> Iterator[Tensor]:
-        """Features of paths or pixels before standardisation, on the device, batch after batch."""
+        """Features before standardisation, batch after batch; on the device, or where the cache has them on the CPU."""
         if self.cache is not None and isinstance(images, list):
             known = self.cache(images, self.backbone, self.settings.image_size, progress and f"{progress}: features")
-            yield from (batch.to(self.device) for batch in known.split(self.batch_size))
+            yield from known.split(self.batch_size)
             return
         starts = range(0, len(images), self.batch_size)
         for start in tqdm(starts, progress, disable=progress is None, unit="batch", leave=False):
@@ -183,7 +184,10 @@ class Detector(SavedAsOneFile):
         """Standardised features on the device, batch after batch: of images, or features (a Tensor) as they are."""
         if isinstance(images, Tensor):
             return (batch.to(self.device) for batch in images.split(self.batch_size))
-        return ((batch - self.mean) / self.std for batch in self._raw(checked_images(images), progress))
+        return self._standardised(self._raw(checked_images(images), progress))
+
+    def _standardised(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+        return ((batch.to(self.device) - self.mean) / self.std for batch in batches)
 
     @torch.no_grad()
     def _stages(
@@ -220,7 +224,10 @@ class Detector(SavedAsOneFile):
             return None
         # One fixed draw for every image that this detector ever sees: it cannot carry a label, whatever the order of
         # the images, and a score does not depend on the batch it was computed in.
-        return torch.randn((1, *x0.shape[1:]), generator=torch.Generator().manual_seed(self.seed)).to(x0.device)
+        if self._draw is None:
+            shape = 1, self.backbone.channels, self.backbone.size, self.backbone.size
+            self._draw = torch.randn(shape, generator=torch.Generator().manual_seed(self.seed))
+        return self._draw.to(x0.device)
 
     def network_input(self, x0: Tensor, reading: Reading | None = None) -> Tensor:
         """What the network is shown for features ``x0``: the features themselves, scaled, or noised."""
@@ -266,7 +273,7 @@ class Detector(SavedAsOneFile):
         density = self.density()
 
         def score(images: Tensor) -> tuple[Tensor, Tensor]:
-            batches = ((batch - self.mean) / self.std for batch in self._raw(images))
+            batches = self._standardised(self._raw(images))
             nll = torch.cat([one for _, one in self._stages(batches, reading, density, dtype=dtype)])
             return image_score(nll, reading.image_score), anomaly_map(nll, self.settings.image_size)
 

@@ -253,7 +253,7 @@ def train(
         draw = training_batch(x0, settings.batch_size, generator, probabilities)
         batch, t, eps = (v[own].to(device) for v in draw)
         keep = None
-        if kept < tokens and step <= 0.9 * settings.steps:  # drawn for each image: without a map's other tokens
+        if kept < tokens and step <= 0.9 * settings.steps:  # each image has tokens of its own
             keep = torch.rand(settings.batch_size, tokens, generator=generator).argsort(1)[own, :kept].to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             loss = ddpm_loss(denoiser, batch, t, eps, abar, weights[t], keep)

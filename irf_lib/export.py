@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from .detector import Detector
 from .files import InputError, RunError, write_atomically
-from .irf import inverse_residual_field, network_input, predicted_x0
-from .networks.fast import fold
 from .scoring import anomaly_map, image_score
 
 
@@ -23,23 +21,17 @@ class Exported(nn.Module):
 
     def __init__(self, detector: Detector):
         super().__init__()
-        self.backbone, self.reading, self.size = detector.backbone, detector.reading, detector.settings.image_size
-        self.net, self.density = fold(detector.denoiser, self.reading.t), detector.density()
-        noise = detector._noise(self.reading, detector.mean.expand(1, -1, *2 * [detector.backbone.size]))
-        held_out = torch.from_numpy(detector.calibration()).float()
-        for name, value in {"mean": detector.mean, "std": detector.std, "abar": detector.abar, "noise": noise,
-                            "held_out": held_out}.items():  # fmt: skip
-            self.register_buffer(name, value)
+        self.detector, self.density = detector, detector.density()
+        detector.fields(torch.zeros(1, detector.backbone.channels, *2 * [detector.backbone.size]))  # folds the network
+        self.register_buffer("held_out", torch.from_numpy(detector.calibration()).float())
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        t, how = self.reading.t, self.reading.input
-        x0 = (self.backbone.maps(image) - self.mean) / self.std
-        field = inverse_residual_field(self.net, x0, t, self.abar, how, self.noise)
-        estimate = predicted_x0(network_input(x0, t, self.abar, how, self.noise), field, self.abar[t])
-        nll = self.density.nll(field, estimate)
-        score = image_score(nll, self.reading.image_score)
+        detector, reading = self.detector, self.detector.reading
+        x0 = detector._standardised([detector.backbone.maps(image)])
+        ((_, nll),) = detector._stages(x0, reading, self.density)
+        score = image_score(nll, reading.image_score)
         at_least = (self.held_out >= score[:, None]).sum(dim=1)
-        return score, anomaly_map(nll, self.size), (1 + at_least) / (len(self.held_out) + 1)
+        return score, anomaly_map(nll, detector.settings.image_size), (1 + at_least) / (len(self.held_out) + 1)
 
 
 def export_onnx(detector: Detector, path: Path) -> Path:

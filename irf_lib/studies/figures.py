@@ -133,16 +133,10 @@ def shared_legend(figure: Figure, columns: int = 4) -> Figure:
 
 
 def interval_lines(axis: Axes, table: pd.DataFrame, x: str, hue: str) -> None:
+    """``value`` against ``x`` with thin bars ``lo`` to ``hi``, one line and marker for each value of ``hue``."""
     for (name, part), marker in zip(table.groupby(hue, sort=False), "osD^vPX*<>" * 3, strict=False):
         reach = [(part.value - part.lo).clip(lower=0), (part.hi - part.value).clip(lower=0)]
         axis.errorbar(part[x], part.value, reach, label=name, marker=marker, ms=3, lw=1, elinewidth=0.6)
-
-
-def _points(axis: Axes, part: pd.DataFrame, names: Sequence[str], shift: float, mark: float, **how) -> None:
-    reach = [(part.value - part.lo).clip(lower=0), (part.hi - part.value).clip(lower=0)]
-    axis.axvline(mark, color="0.6", lw=0.8)
-    axis.errorbar(part.value, [names.index(name) + shift for name in part.name], xerr=reach, fmt="o", ms=3, lw=1, **how)
-    axis.set_yticks(range(len(names)), names, fontsize=7)
 
 
 def difference_points(table: pd.DataFrame, label: str, n: Mapping[str, int]) -> Figure:
@@ -150,11 +144,13 @@ def difference_points(table: pd.DataFrame, label: str, n: Mapping[str, int]) -> 
 
     ``n`` are the test images of each category.
     """
-    table = table.rename(columns={"method": "name", "diff": "value"})
-    names, parts = list(dict.fromkeys(table.name))[::-1], dict(list(table.groupby("category", sort=False)))
+    names, parts = list(dict.fromkeys(table.method))[::-1], dict(list(table.groupby("category", sort=False)))
     figure, axes = panels_in_rows(len(parts), 0.22 * len(names) + 0.9, columns=4, sharex=True, sharey=True)
     for axis, (category, part) in zip(axes, parts.items(), strict=True):
-        _points(axis, part, names, 0, 0, color=GOOD)
+        reach = [(part["diff"] - part.lo).clip(lower=0), (part.hi - part["diff"]).clip(lower=0)]
+        axis.axvline(0, color="0.6", lw=0.8)
+        axis.errorbar(part["diff"], part.method.map(names.index), xerr=reach, fmt="o", ms=3, lw=1, color=GOOD)
+        axis.set_yticks(range(len(names)), names, fontsize=7)
         axis.set(title=f"{category} (n = {n[category]})")
     figure.supxlabel(label, fontsize=8)
     return figure
