@@ -92,7 +92,7 @@ class Run:
         self.stage, self.own, self.parameters, self.started = stage, dict(own), given, time.monotonic()
         self.root, self.preset, self.seed = project_root(), PRESETS[given.preset], given.seed
         self.settings = validated(Settings, {**self.preset.settings, **given.settings})
-        self.reading = validated(Reading, {**self.preset.reading, **given.reading})
+        self.asked = self.reading = validated(Reading, {**self.preset.reading, **given.reading})
         self.device, self.git = resolve_device(given.device), provenance.git_state(self.root)
         self.top = provenance.checked_out(self.root, given.out or f"results/{given.preset}", given.data)
         self.cache, self._written = self.root / ".cache" / "features", set()
@@ -165,7 +165,9 @@ class Run:
     def detector(self, progress: bool = True, accelerator: Accelerator | None = None) -> Detector:
         """The detector of these Settings, images and seed: loaded if it was trained before, by the same code; else
         trained and saved. It knows its good images, so that it can be read in any way."""
-        return self._trained("detector", self.settings, progress, accelerator)
+        detector = self._trained("detector", self.settings, progress, accelerator)
+        self.reading = detector.reading  # its t is a number now
+        return detector
 
     def variant(self, name: str, changes: Mapping[str, Any]) -> Detector:
         """As :meth:`detector`, with changed Settings, kept as variants/<name>.safetensors."""
@@ -177,9 +179,9 @@ class Run:
         made_from = {"data": data, "code": provenance.training_code()}
         device = str(accelerator.device if accelerator else self.device)
         if detector := load_same(path, settings, self.seed, made_from, device, store):
-            detector = detector.attach(self.training).with_reading(self.reading)
+            detector = detector.attach(self.training).with_reading(self.asked)
         else:
-            detector = Detector(settings, self.reading, self.seed, device, store)
+            detector = Detector(settings, self.asked, self.seed, device, store)
             detector.fit(self.training, self.label if progress else None, checkpoint_of(path), accelerator)
             if accelerator and not accelerator.is_main_process:
                 return detector
@@ -210,10 +212,10 @@ class Run:
         """One method's row of metrics.csv, its row of intervals.csv and its rows of image_scores.csv.
 
         ``found`` is what a detector read, or anomaly values (N, s, s). ``reading`` says how (input, t, density,
-        image_score; None where a method has no such thing), by default as the run does; ``scores`` (N,) are those of a
-        method that has a rule of its own.
+        image_score; None where a method has no such thing), by default as ``found`` was read, or as the run reads;
+        ``scores`` (N,) are those of a method that has a rule of its own.
         """
-        reading = self.reading if reading is None else reading
+        reading = reading or getattr(found, "reading", self.reading)
         how = reading.model_dump() if isinstance(reading, Reading) else reading
         nll, scores = (found.nll, found.scores) if isinstance(found, Scores) else (found, scores)
         scores = image_score(nll, how["image_score"]) if scores is None else scores
@@ -285,7 +287,7 @@ class Run:
         made = {
             "stage": self.stage, "commit": self.git[0], "dirty": self.git[1], "parameters": given | self.own,
             "settings": self.settings.model_dump(),
-            "reading": self.reading.model_dump() if "reading" in given else None, "dataset": self.dataset,
+            "reading": self.asked.model_dump() if "reading" in given else None, "dataset": self.dataset,
             "data_sha256": {one.name: category_hash(one) for one in self.trained},
             "precision": resolve_precision(self.settings.precision, self.device),
             "device": device_name(self.device), "threads": torch.get_num_threads(),
