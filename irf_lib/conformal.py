@@ -14,6 +14,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from .files import InputError
@@ -61,17 +63,43 @@ class Scores:
         return self.scores > self.threshold(alpha)
 
 
-def calibration_split(n: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def calibration_split(
+    n: int, share: float, seed: int, groups: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the images to fit on and of those held out for the threshold, both sorted; disjoint, covering 0..n-1.
 
     The held-out part is ``share`` of them, and at least 20 of 40 or more (the fewest that can promise a 5 % false-alarm
-    rate is 19); of fewer than 40 it is a third. Raises InputError for fewer than 3 images.
+    rate is 19); of fewer than 40 it is a third. Images of one of ``groups`` (n,), numbered from 0, stay together where
+    half of all images or less can be held out so. Raises InputError for fewer than 3 images.
     """
     if n < 3:
         raise InputError(f"fitting needs at least 3 good images, and about 20 to be of use; there are {n}. Add some.")
-    held_out = _held_out(n, share)
-    order = np.random.default_rng(seed).permutation(n)
-    return np.sort(order[held_out:]), np.sort(order[:held_out])
+    groups, wanted, taken = np.arange(n) if groups is None else groups, _held_out(n, share), []
+    size = np.bincount(groups)
+    for group in np.random.default_rng(seed).permutation(len(size)):
+        if size[taken].sum() < wanted and size[taken].sum() + size[group] <= max(wanted, n // 2):
+            taken.append(group)
+    held_out = np.isin(groups, taken)
+    if held_out.sum() < wanted:
+        return calibration_split(n, share, seed)
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def near_duplicates(features: Tensor, alike: float = 0.8) -> np.ndarray:
+    """The group (N,) of each of N images, numbered from 0: images that are chained by near-duplicates share one.
+
+    Two are near-duplicates if what is their own correlates above ``alike``: their ``features`` (N, C, s, s) less the
+    mean, and less the three directions in which the set varies most, such as light and position (one for each ten
+    images where there are fewer than thirty).
+    """
+    scale = features.std(dim=(0, 2, 3), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    vectors = (features / scale).flatten(1)
+    vectors -= vectors.mean(dim=0)
+    values, basis = torch.linalg.eigh((vectors @ vectors.T).double())  # in ascending order
+    kept = len(values) - min(3, len(values) // 10)
+    own = (basis[:, :kept] * values[:kept]) @ basis[:, :kept].T
+    size = own.diagonal().clamp_min(torch.finfo(torch.float32).tiny).sqrt()
+    return connected_components((own / size / size[:, None] > alike).numpy())[1]
 
 
 def _held_out(n: int, share: float) -> int:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .conformal import Scores, calibration_split
+from .conformal import Scores, calibration_split, near_duplicates
 from .data.images import Images, checked_images, load_images
 from .diffusion import TrainStep, alpha_bars, denoising_loss, resolve_device, train
 from .files import InputError
@@ -121,9 +122,18 @@ class Detector(SavedAsOneFile):
         of an ``accelerator`` only the main one's detector has a density, and can be saved.
         """
         images = checked_images(images)
-        self.fit_index, self.calibration_index = calibration_split(len(images), self.settings.calibration, self.seed)
         with accelerator.main_process_first() if accelerator else nullcontext():  # the others find the cached features
             raw = self._together(self._raw(images, progress))
+        groups = near_duplicates(raw) if len(raw) > 2 else None
+        share = self.settings.calibration
+        self.fit_index, self.calibration_index = calibration_split(len(raw), share, self.seed, groups)
+        different = len(np.unique(groups[self.calibration_index]))
+        if different < 0.9 * len(self.calibration_index):
+            warnings.warn(
+                f"many good images are near-duplicates: the threshold rests on {different} different parts, not on "
+                f"{len(self.calibration_index)}. Take images of more parts for the false-alarm rate that you ask for.",
+                stacklevel=2,
+            )
         mean, std = channel_statistics(raw[self.fit_index])
         self.mean.copy_(mean)
         self.std.copy_(std)

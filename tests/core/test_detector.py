@@ -74,6 +74,14 @@ def test_same_seed_same_detector_and_a_second_fit_is_not_more_training(detector)
     assert again.threshold() == detector.threshold()
 
 
+def test_bursts_of_one_part_are_noticed():
+    bursts = np.repeat(surfaces(20, seed=6), 4, axis=0)
+    images = (bursts + 0.002 * np.random.default_rng(7).standard_normal(bursts.shape)).clip(0, 1).astype(np.float32)
+    with pytest.warns(UserWarning, match="the threshold rests on 5 different parts, not on 20"):
+        found = Detector(changed(steps=1), device="cpu").fit(images, progress=None)
+    assert set(found.fit_index // 4).isdisjoint(found.calibration_index // 4)
+
+
 def test_the_timestep_is_where_the_network_is_furthest_ahead(detector):
     """A network that is the Gaussian optimum at t = 300 and knows nothing elsewhere is ahead, by 0, at 300 alone."""
     optimum = gaussian_optimum(detector.good[0])

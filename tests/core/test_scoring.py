@@ -7,7 +7,13 @@ import pytest
 import torch
 from scipy import stats
 
-from irf_lib.conformal import calibration_split, conformal_p_values, conformal_threshold, images_needed
+from irf_lib.conformal import (
+    calibration_split,
+    conformal_p_values,
+    conformal_threshold,
+    images_needed,
+    near_duplicates,
+)
 from irf_lib.files import InputError
 from irf_lib.scoring import DENSITIES, anomaly_map, image_score, location_vectors
 
@@ -101,6 +107,20 @@ def test_split(n, held_out):
     assert sorted([*fit, *calibration]) == list(range(n))
     with pytest.raises(InputError, match="at least 3 good images"):
         calibration_split(2, 0.1, 0)
+
+
+def test_near_duplicates_stay_on_one_side():
+    """Fourteen parts, each taken five times, with a little noise; and images that are all of one part."""
+    generator = torch.Generator().manual_seed(0)
+    parts = torch.randn(14, 6, 8, 8, generator=generator).repeat_interleave(5, dim=0)
+    features = parts + 0.1 * torch.randn(parts.shape, generator=generator)
+    groups = near_duplicates(features)
+    assert np.array_equal(groups, np.repeat(np.arange(14), 5))
+    assert len(set(near_duplicates(torch.randn(14, 6, 8, 8, generator=generator)))) == 14
+    fit, calibration = calibration_split(70, 0.1, 0, groups)
+    assert set(groups[fit]).isdisjoint(groups[calibration]) and len(calibration) == 20
+    for one, other in zip(calibration_split(70, 0.1, 0, np.zeros(70, int)), calibration_split(70, 0.1, 0), strict=True):
+        assert np.array_equal(one, other), "a single group cannot be kept together"
 
 
 @pytest.mark.parametrize("alpha", [0.01, 0.05, 0.2, 0.3])
