@@ -17,9 +17,12 @@ def at_origin(tiny_detector):
 
 
 @pytest.mark.parametrize("name", rivals.RIVALS)
-def test_every_rival_has_one_shape(tiny_detector, name):
-    rival = rivals.fit_rival(name, tiny_detector)
+def test_every_rival_has_one_shape_and_asks_as_often_as_it_says(tiny_detector, name):
+    asked, network = [], tiny_detector.denoiser
+    rival = rivals.fit_rival(name, tiny_detector.with_network(lambda z, t: asked.append(len(z)) or network(z, t)))
+    asked.clear()
     nll = rival.nll(X0)
+    assert sum(asked) == 5 * rival.evaluations
     assert nll.shape == (5, 8, 8) and nll.isfinite().all() and nll.device.type == "cpu"
     assert torch.equal(rival.scores(X0, nll), rival.scores(X0)) and rival.scores(X0).shape == (5,)
     assert set(rival.reading) == {"input", "t", "density", "image_score"}
