@@ -23,7 +23,7 @@ from irf_lib.studies.rivals import RIVALS
 GOLDEN = Path(__file__).parents[1] / "golden"
 TABLE = pd.read_csv(GOLDEN / "metrics.csv").set_index(["category", "method"])
 FIELDS = load_file(GOLDEN / "fields.safetensors")  # "category/kind/file" -> (C, s, s)
-TEXTURES = ["printed_board", "speckled_stone"]  # two of the four that the table holds; compare.py looks at all
+TEXTURES = ["printed_board", "speckled_stone"]  # two of the four that the table holds
 BF16 = resolve_precision("auto", torch.device("cpu")) == "bf16"
 EXACT = 1e-5  # relative, of a metric with no training in it
 TRAINED = 1e-2 if BF16 else 1e-4  # relative, of a metric of the trained network
@@ -51,7 +51,7 @@ def found(request, textures):
         read = one.read(x0)
         rows[method] = evaluate(read.scores, labels, read.maps, masks)
     for method in ("gaussian", "knn"):
-        rival = RIVALS[method].fit(detector)
+        rival = RIVALS[method](detector)
         nll = rival.nll(x0)
         rows[method] = evaluate(rival.scores(x0, nll).double().numpy(), labels, anomaly_map(nll, size).numpy(), masks)
     names = [f"{category.name}/{image.path.parent.name}/{image.path.name}" for image in category.test]
