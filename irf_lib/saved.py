@@ -21,8 +21,8 @@ class SavedAsOneFile(nn.Module):
     """Saving and loading, which :class:`detector.Detector` inherits."""
 
     def save(self, path: Path, extra: dict | None = None) -> Path:
-        """Write one safetensors file: weights, statistics, the default reading's density and held-out values, and the
-        settings as JSON in its header; ``extra`` is kept there too. Returns ``path``."""
+        """Write one safetensors file: weights, statistics, the default reading's density and held-out values, and in
+        its header, as JSON, settings and ``extra``. Returns ``path``."""
         density, held_out = self._normal(self.reading)
         tensors = {name: one for name, one in self.state_dict().items() if not name.startswith("backbone.")}
         tensors |= {f"density.{name}": one for name, one in density.state_dict().items()}

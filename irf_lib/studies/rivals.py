@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,15 +23,14 @@ from ..scoring import DENSITIES, image_score, location_vectors
 
 
 class Rival:
-    """Base of every rival: a new one is a class like those below with its own ``nll``.
-    ``reading``: how it reads, as columns of a result: input, t, density (None where it has none), image score."""
+    """Base of every rival: a new one is a class like those below with its own ``nll``. ``reading``: how it reads, as
+    columns of a result: input, t, density (None where it has none), image score; ``reads`` are those of its own."""
 
     evaluations: int = 0  # of the network, per image
-    reads: ClassVar[dict[str, Any]] = {}  # what of ``reading`` is its own
 
-    def __init__(self, detector: Detector):
+    def __init__(self, detector: Detector, **reads: Any):
         blank = {"input": None, "t": None, "density": None, "image_score": detector.reading.image_score}
-        self.detector, self.reading = detector, blank | self.reads
+        self.detector, self.reading = detector, blank | reads
 
     def scores(self, x0: Tensor, nll: Tensor | None = None) -> Tensor:
         """Image scores (N,) of ``x0``, whose ``nll`` may be known already."""
@@ -45,15 +44,9 @@ class FeatureGaussian(Rival):
     """A full-covariance Gaussian of the features, one for all locations: Gaussian-AD (Rippel et al. 2021, arXiv
     2005.14140) at every location; PaDiM (Defard et al. 2021, arXiv 2011.08785) without its per-location fit."""
 
-    reads: ClassVar = {"density": "full"}
-
-    def __init__(self, detector: Detector):
-        super().__init__(detector)
-        self.nll = DENSITIES[self.reading["density"]].fit(detector.good[0]).nll
-
-
-class FeatureNormal(FeatureGaussian):  # N(0, I): the field's simplest density without its network
-    reads: ClassVar = {"density": "standard"}
+    def __init__(self, detector: Detector, density: str = "full"):
+        super().__init__(detector, density=density)
+        self.nll = DENSITIES[density].fit(detector.good[0]).nll
 
 
 class NearestNeighbour(Rival):
@@ -96,10 +89,9 @@ class Inversion(Rival):
 
     timesteps = (0, 500, 999)
     evaluations = len(timesteps)
-    reads: ClassVar = {"input": "clean", "image_score": "calibrated sum"}
 
     def __init__(self, detector: Detector):
-        super().__init__(detector)
+        super().__init__(detector, input="clean", image_score="calibrated sum")
         self.denoiser, held_out = FoldedSteps(detector.denoiser, self.timesteps), detector.good[1]
         if len(held_out) < 2:
             raise InputError(f"calibrating needs at least 2 held-out good images, got {len(held_out)}; fit on more")
@@ -128,12 +120,11 @@ class Reconstruction(Rival):
     DDIM's path, in the line of AnoDDPM (Wyatt et al. 2022) and DiAD (arXiv 2312.06607) without its conditioning."""
 
     def __init__(self, detector: Detector, steps: int = 1):
-        super().__init__(detector)
         t = detector.reading.t
+        super().__init__(detector, input="noised", t=t)
         self.evaluations = n = max(1, min(steps, t))
         self.times = [round(t * (n - i) / n) for i in range(n)]  # high to low
         self.denoiser = FoldedSteps(detector.denoiser, self.times)
-        self.reading |= {"input": "noised", "t": t}
 
     @torch.no_grad()
     def path(self, x0: Tensor) -> list[tuple[int, Tensor]]:
@@ -157,7 +148,9 @@ class DiffusionTime(Rival):
 
     times = (1, 10, 25, 50, 100, 150, 200, 300, 500, 700, 900)
     evaluations = len(times)
-    reads: ClassVar = {"input": "scaled"}
+
+    def __init__(self, detector: Detector):
+        super().__init__(detector, input="scaled")
 
     def nll(self, x0: Tensor) -> Tensor:
         levels = sigma(self.detector.abar).log().cpu()[list(self.times)]
@@ -171,6 +164,8 @@ class DiffusionTime(Rival):
 
 
 RIVALS: dict[str, Callable[[Detector], Rival]] = {
-    "gaussian": FeatureGaussian, "gaussian:standard": FeatureNormal, "knn": NearestNeighbour, "invad3": Inversion,
-    "reconstruct1": Reconstruction, "reconstruct5": partial(Reconstruction, steps=5), "dte": DiffusionTime,
+    "gaussian": FeatureGaussian,
+    "gaussian:standard": partial(FeatureGaussian, density="standard"),  # the field's simplest density, with no network
+    "knn": NearestNeighbour, "invad3": Inversion, "reconstruct1": Reconstruction,
+    "reconstruct5": partial(Reconstruction, steps=5), "dte": DiffusionTime,
 }  # fmt: skip

@@ -21,13 +21,11 @@ import torch
 from ..files import InputError
 from .resampling import Interval, percentile_interval
 
-Case = Callable[[], object]
+Cases = dict[str, Callable[[], object]]
 TIMES = ["name", "batch", "n", "ms_median", "ms_p10", "ms_p90", "ratio_to_floor", "ratio_lo", "ratio_hi"]
 
 
-def interleaved(
-    cases: dict[str, Case], batch: int, repeats: int, device: torch.device, warmup: int = 2
-) -> pd.DataFrame:
+def interleaved(cases: Cases, batch: int, repeats: int, device: torch.device, warmup: int = 2) -> pd.DataFrame:
     """Call every case ``repeats`` times after ``warmup``, in turn; rows (name, batch, round, ms), one for a timed call.
     The order is turned by one each round, so that no case always follows the same other."""
     synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None
@@ -48,7 +46,7 @@ def milliseconds_per_image(score: Callable[[np.ndarray], object], images: np.nda
     return interleaved({"": lambda: score(images)}, len(images), repeats, device, 1).ms.median() / len(images)
 
 
-def peak_mib(call: Case, device: torch.device) -> float:
+def peak_mib(call: Callable[[], object], device: torch.device) -> float:
     """Most memory in MiB that ``call`` holds beyond what was held before: allocated on the device, or resident in this
     process on Linux, with glibc asked to give back first what it keeps free. NaN where neither can be read."""
     if device.type == "cuda":

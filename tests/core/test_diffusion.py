@@ -81,9 +81,9 @@ def test_preconditioned_constants_are_the_closed_form_error():
     s = torch.tensor([4.0, 1.0, 0.25])
     x0 = torch.randn(4000, 3, 2, 2, generator=torch.Generator().manual_seed(0)) * s.sqrt().view(1, 3, 1, 1)
     model = gaussian_optimum(x0)
-    for t in (50, 500):
-        measured = denoising_loss(model, x0, [t], seed=1, batch_size=4000).mean()
-        assert float(model.rest[t] ** 2) == pytest.approx(float(measured), rel=0.03)
+    measured = denoising_loss(model, x0, [50, 500], seed=1, batch_size=4000)
+    assert measured.shape == (2, 4000)
+    assert torch.allclose(model.rest[[50, 500]] ** 2, measured.mean(dim=1), rtol=0.03)
 
 
 @pytest.mark.parametrize("token_share", [1.0, 0.25])
@@ -241,12 +241,6 @@ def test_bf16_on_the_cpu_is_close_to_fp32(monkeypatch):
 def test_diverging_training_says_so():
     with pytest.raises(RunError, match="at step 1; lower lr"):
         list(train(tiny(), torch.full_like(X0, torch.nan), SETTINGS, 0))
-
-
-def test_denoising_loss_is_one_for_a_network_that_predicts_zero():
-    losses = denoising_loss(lambda x, t: torch.zeros_like(x), X0.repeat(20, 1, 1, 1), [0, 500], seed=0)
-    assert losses.shape == (2, 480)
-    assert losses.mean(dim=1).tolist() == pytest.approx([1, 1], abs=0.02)
 
 
 def test_device_names(monkeypatch):
