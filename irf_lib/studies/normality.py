@@ -152,10 +152,8 @@ def qq_curve(
 
 
 class Judgement(NamedTuple):
-    """What is wrong, in words, for the effects whose interval lies outside its limit."""
-
     verdict: str
-    signatures: tuple[str, ...]
+    signatures: tuple[str, ...]  # what is wrong, in words, for the effects whose interval lies outside its limit
 
 
 def judge(effects: Mapping[str, Interval]) -> Judgement:
