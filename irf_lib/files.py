@@ -40,9 +40,7 @@ def printable(name: str | Path) -> str:
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
     """Let ``write(temporary)`` fill a file of ``path``'s suffix in its folder, then move it to ``path``; return that.
-
-    Raises RunError where the disk is full or cannot be written; what was at ``path`` is then still there.
-    """
+    Raises RunError where the disk is full or cannot be written; what was at ``path`` is then still there."""
     path = Path(path)
     temporary = path.with_name(f".{secrets.token_hex(4)}{path.suffix}")
     try:
@@ -50,11 +48,10 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
         write(temporary)
         os.replace(temporary, path)
     except OSError as error:
-        remedy = (
-            "free some space, move away what stands there, check its folder's permissions, or choose another folder"
-        )
-        reason = f"{printable(path)} cannot be written ({error.strerror or error})"
-        raise RunError(f"{reason}: {remedy}; then run the same command again.") from error
+        raise RunError(
+            f"{printable(path)} cannot be written ({error.strerror or error}): free some space, move away what stands "
+            "there, check its folder's permissions, or choose another folder; then run the same command again."
+        ) from error
     finally:
         with suppress(OSError):
             temporary.unlink()
@@ -71,7 +68,7 @@ def read_json(path: Path) -> Any:
     """The JSON in ``path``. Raises InputError if it is missing or not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
+    except (ValueError, OSError) as error:
         raise InputError(f"{printable(path)} cannot be read as JSON ({one_line(error)}); make it again.") from None
 
 

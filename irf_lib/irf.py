@@ -24,9 +24,6 @@ Denoiser = Callable[[Tensor, Tensor], Tensor]
 INPUTS = ("clean", "scaled", "noised")
 
 
-# --- from the data to the network's input ----------------------------------------------------------------------
-
-
 def sigma(abar: Tensor) -> Tensor:
     """sigma_t = sqrt((1 - abar_t) / abar_t), the noise level of xbar_t; same shape as ``abar``."""
     return ((1 - abar) / abar).sqrt()
@@ -46,11 +43,9 @@ def network_input(x0: Tensor, t: int, abar: Tensor, input: str = "clean", eps: T
         return x0
     if input == "scaled":
         return abar[t].sqrt() * x0
-    if input == "noised":
-        if eps is None:
-            raise ValueError("the noised input needs eps, one draw for each image")
+    if input == "noised" and eps is not None:
         return noised(x0, eps, abar[t])
-    raise ValueError(f"unknown input {input!r}; known: {', '.join(INPUTS)}")
+    raise ValueError(f"unknown input {input!r} (known: {', '.join(INPUTS)}), or noised without its eps")
 
 
 def predicted_x0(z: Tensor, eps_hat: Tensor, abar_t: Tensor) -> Tensor:
@@ -69,7 +64,6 @@ def inversion_coefficients(t: int, s: int, abar: Tensor) -> tuple[Tensor, Tensor
 
 
 def inversion_step(x_t: Tensor, eps_hat: Tensor, t: int, s: int, abar: Tensor) -> Tensor:
-    """x_s = a x_t + b eps_hat."""
     a, b = inversion_coefficients(t, s, abar)
     return a * x_t + b * eps_hat
 
@@ -117,11 +111,8 @@ def residual_f(eps_hat: Tensor, eps: Tensor) -> Tensor:
 def inverse_residual_field(
     denoiser: Denoiser, x0: Tensor, t: int, abar: Tensor, input: str = "clean", eps: Tensor | None = None
 ) -> Tensor:
-    """The one-step IRF of ``x0`` at timestep ``t``, definition C: one evaluation of the network.
-
-    C divides the step out again, so the field is the noise estimate itself; that C(any s) == eps_theta is a test.
-    Returns (B, C, H, W).
-    """
+    """The one-step IRF of ``x0`` at timestep ``t``, definition C, (B, C, H, W): one evaluation of the network.
+    C divides the step out again, so the field is the noise estimate itself; that C(any s) == eps_theta is a test."""
     z = network_input(x0, t, abar, input, eps)
     return denoiser(z, torch.full((z.shape[0],), t, dtype=torch.long, device=z.device))
 
@@ -129,13 +120,8 @@ def inverse_residual_field(
 def inversion_path(
     denoiser: Denoiser, x: Tensor, timesteps: Sequence[int], abar: Tensor
 ) -> list[tuple[Tensor, Tensor]]:
-    """Follow DDIM inversion from ``x`` at ``timesteps[0]`` through the increasing ``timesteps``.
-
-    Returns one ``(x_t, field_t)`` for each timestep: len(timesteps) network evaluations. Raises ValueError if the
-    timesteps do not increase.
-    """
-    if any(s <= t for t, s in pairwise(timesteps)):
-        raise ValueError(f"timesteps must increase along an inversion path, got {list(timesteps)}")
+    """Follow DDIM inversion from ``x`` at ``timesteps[0]`` through the increasing ``timesteps``, with one evaluation
+    at each; returns its ``(x_t, field_t)``."""
     path = []
     for t, s in pairwise([*timesteps, None]):
         field = inverse_residual_field(denoiser, x, t, abar)
@@ -148,9 +134,7 @@ def inversion_path(
 
 
 def gaussian_optimal_eps(z: Tensor, t: int, mu: Tensor, cov: Tensor, abar: Tensor) -> Tensor:
-    """eps*(z, t) = sqrt(1 - abar_t) (abar_t S + (1 - abar_t) I)^{-1} (z - sqrt(abar_t) mu) for x_0 ~ N(mu, S).
-
-    Minimises the DDPM loss E|eps - f(x_t)|^2 when the data are Gaussian. z: (n, d); mu: (d,); S = ``cov``: (d, d).
-    """
+    """eps*(z, t) = sqrt(1 - abar_t) (abar_t S + (1 - abar_t) I)^{-1} (z - sqrt(abar_t) mu): the minimum of the DDPM
+    loss E|eps - f(x_t)|^2 for x_0 ~ N(mu, S). z: (n, d); mu: (d,); S = ``cov``: (d, d)."""
     noise_cov = abar[t] * cov + (1 - abar[t]) * torch.eye(len(mu), dtype=z.dtype)
     return (1 - abar[t]).sqrt() * torch.linalg.solve(noise_cov, (z - abar[t].sqrt() * mu).T).T

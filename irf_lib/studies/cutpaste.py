@@ -1,8 +1,8 @@
 """CutPaste (Li et al. 2021, arXiv 2104.04015): defects made from good images, for choices that must not see a label.
 
-A rectangle of the image is pasted somewhere else in it, a little lighter or darker: either a patch of 1 to 4 % of the
-image (smaller than the paper's, to be harder), or a turned scar of 2 to 16 by 10 to 25 pixels in 256, as in the paper.
-They are no model of real defects: they only tell settings apart by whether a local irregularity shows.
+A rectangle of the image is pasted somewhere else in it, a little lighter or darker: a patch of 1 to 4 % of the image
+(smaller than the paper's, to be harder), or a turned scar of 2 to 16 by 10 to 25 pixels in 256, as in the paper. They
+only tell settings apart by whether a local irregularity shows.
 """
 
 from __future__ import annotations
@@ -13,35 +13,23 @@ KINDS = ("patch", "scar")
 
 
 def cut_paste(images: np.ndarray, kind: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Spoiled copies of ``images`` (N, 3, H, W) in [0, 1], and where they differ: masks (N, H, W) bool.
-
-    ``kind`` is one of KINDS. Each image has its own draws, so that the first n do not depend on how many follow.
-    """
-    copies, masks = np.array(images, dtype=np.float32), np.zeros((len(images), *images.shape[2:]), dtype=bool)
-    for image, mask, rng in zip(copies, masks, np.random.default_rng(seed).spawn(len(images)), strict=True):
-        mask |= _paste(image, kind, rng)
-    return copies, masks
-
-
-def _paste(image: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndarray:
-    """Spoil one image (3, H, W) in place; returns the mask of the pixels that changed."""
-    height, width = image.shape[1:]
-    if kind == "patch":
-        area, aspect = rng.uniform(0.01, 0.04) * height * width, np.exp(rng.uniform(-1.2, 1.2))
-        size, turn = (np.sqrt(area * aspect), np.sqrt(area / aspect)), 0.0
-    else:
-        unit = min(height, width) / 256
-        size, turn = (rng.uniform(2, 16) * unit, rng.uniform(10, 25) * unit), rng.uniform(-np.pi / 4, np.pi / 4)
-    source, target = rng.uniform(0.15, 0.85, (2, 2)) * (height, width)
-    light = rng.uniform(0.9, 1.1)
+    """Spoiled copies of ``images`` (N, 3, H, W) in [0, 1], and where they differ: masks (N, H, W) bool. ``kind`` is one
+    of KINDS. Each image has its own draws, so that the first n do not depend on how many follow."""
+    copies, (height, width) = np.array(images, dtype=np.float32), images.shape[2:]
     y, x = np.mgrid[:height, :width]
-    v = np.cos(turn) * (y - target[0]) - np.sin(turn) * (x - target[1])  # coordinates in the pasted rectangle
-    u = np.sin(turn) * (y - target[0]) + np.cos(turn) * (x - target[1])
-    inside = (np.abs(v) <= size[0] / 2) & (np.abs(u) <= size[1] / 2)
-    from_y = np.clip(np.round(source[0] + v[inside]), 0, height - 1).astype(int)
-    from_x = np.clip(np.round(source[1] + u[inside]), 0, width - 1).astype(int)
-    before = image[:, inside].copy()
-    image[:, inside] = np.clip(image[:, from_y, from_x] * light, 0, 1)
-    changed = np.zeros((height, width), dtype=bool)
-    changed[inside] = np.abs(image[:, inside] - before).max(axis=0) > 1 / 255
-    return changed
+    for image, rng in zip(copies, np.random.default_rng(seed).spawn(len(images)), strict=True):
+        if kind == "patch":
+            area, aspect = rng.uniform(0.01, 0.04) * height * width, np.exp(rng.uniform(-1.2, 1.2))
+            size, turn = (np.sqrt(area * aspect), np.sqrt(area / aspect)), 0.0
+        else:
+            unit = min(height, width) / 256
+            size, turn = (rng.uniform(2, 16) * unit, rng.uniform(10, 25) * unit), rng.uniform(-np.pi / 4, np.pi / 4)
+        source, target = rng.uniform(0.15, 0.85, (2, 2)) * (height, width)
+        light = rng.uniform(0.9, 1.1)
+        v = np.cos(turn) * (y - target[0]) - np.sin(turn) * (x - target[1])  # coordinates in the pasted rectangle
+        u = np.sin(turn) * (y - target[0]) + np.cos(turn) * (x - target[1])
+        inside = (np.abs(v) <= size[0] / 2) & (np.abs(u) <= size[1] / 2)
+        from_y = np.clip(np.round(source[0] + v[inside]), 0, height - 1).astype(int)
+        from_x = np.clip(np.round(source[1] + u[inside]), 0, width - 1).astype(int)
+        image[:, inside] = np.clip(image[:, from_y, from_x] * light, 0, 1)
+    return copies, np.abs(copies - images).max(axis=1) > 1 / 255

@@ -1,7 +1,7 @@
 """One test image under one reading of a detector: the view of notebook 05, and with sliders that of notebook 14.
 
-The detector keeps what each reading knows of the good images, and the axes are kept from one view to the next. So only
-a new timestep or input asks the network for the good images; any other change asks it for one image.
+The detector keeps what each reading knows of the good images, so only a new timestep or input asks the network for all
+of them; the axes are kept from one view to the next, because new ones would take as long as the network.
 """
 
 from __future__ import annotations
@@ -23,11 +23,8 @@ from .figures import ANOMALOUS, GOOD, show_image
 
 
 class Explorer:
-    """The view of one image, and controls that change it.
-
-    ``test`` is a run.results.TestSet, and ``pictures`` its images, (N, 3, H, W) in [0, 1]. ``figure`` is what
-    :meth:`look` drew last, ``first`` the choice that it starts from, and ``widget`` what a notebook displays.
-    """
+    """``test``: a run.results.TestSet; ``pictures``: its images, (N, 3, H, W) in [0, 1]. ``figure``: what :meth:`look`
+    drew last; ``first``: the choice that it starts from; ``widget``: what a notebook displays."""
 
     def __init__(self, detector: Detector, test, pictures: np.ndarray, alpha: float = 0.05):
         self.detector, self.test, self.pictures = detector, test, pictures
@@ -46,12 +43,6 @@ class Explorer:
         rows = [widgets.HBox(list(self.controls.values())[i : i + 3]) for i in (0, 3)]
         self.note, self.screen = widgets.HTML(), widgets.Image(format="png")
         self.widget = widgets.VBox([*rows, self.note, self.screen])
-        self._make_figure()
-
-    def _moved(self, _) -> None:
-        self.look(**{name: control.value for name, control in self.controls.items()})
-
-    def _make_figure(self) -> None:
         # Not pyplot's: showing it is the caller's affair. A layout engine that does nothing, because where there is
         # none savefig takes the style's, which works out the layout anew each time.
         fixed = PlaceHolderLayoutEngine(adjust_compatible=True, colorbar_gridspec=True)
@@ -62,6 +53,9 @@ class Explorer:
         self._drawn = [show_image(axis, np.eye(2), None, name) for axis, name in zip(self._axes, titles, strict=False)]
         for axis, drawn in zip(self._axes[1:3], self._drawn[1:], strict=True):
             self.figure.colorbar(drawn, ax=axis, fraction=0.046).ax.tick_params(labelsize=6)
+
+    def _moved(self, _) -> None:
+        self.look(**{name: control.value for name, control in self.controls.items()})
 
     def look(self, **changes) -> Scores:
         """The first choice with ``changes`` (index, t, input, density, alpha), drawn and said in words; returns what
@@ -96,7 +90,6 @@ class Explorer:
         self._axes[0].set_title(self.test.names[index], fontsize=7)
 
     def _draw_scores(self, seen: Scores, threshold: float, verdict: str) -> None:
-        """The image's score beside those of the held-out good images, below the legend."""
         axis, good, score = self._axes[3], seen.calibration, seen.scores[0]
         axis.clear()
         axis.hist(good, 15, color=GOOD, alpha=0.6, label=f"held-out good ({len(good)})")
@@ -107,8 +100,7 @@ class Explorer:
         if np.isfinite(threshold):
             axis.axvline(threshold, ymax=0.68, color="black", lw=1, ls="--", label=f"threshold {threshold:.0f}")
         axis.set_title(f"score {score:.0f} nats: {verdict}", fontsize=7)
-        axis.set_ylim(top=axis.get_ylim()[1] / 0.68)
-        axis.set_yticks([])
+        axis.set(ylim=(0, axis.get_ylim()[1] / 0.68), yticks=[])  # the legend stands above the bars
         axis.set_xlabel("image score (nats)", fontsize=7)
         axis.tick_params(labelsize=6)
         axis.legend(fontsize=6, frameon=False, loc="upper center")

@@ -1,9 +1,8 @@
 """Figures. Each function draws what it is given and returns the matplotlib Figure; nothing is computed here.
 
-Sizes are inches at a page's text width. Good parts and anomalous ones are always GOOD and ANOMALOUS, of seaborn's
-colour-blind-safe palette. Images are (3, H, W) float in [0, 1], masks (H, W) bool, maps (H, W) float.
-Tables are tidy, one row a point; ``value``, ``lo`` and ``hi`` are a number and its 95 % interval. A figure that one
-notebook draws stands in that notebook.
+Sizes are inches. Good parts and anomalous ones are always GOOD and ANOMALOUS, of seaborn's colour-blind-safe palette.
+Images are (3, H, W) float in [0, 1], masks (H, W) bool, maps (H, W) float. Tables are tidy, one row a point; ``value``,
+``lo`` and ``hi`` are a number and its 95 % interval. A figure that one notebook draws stands in that notebook.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy import ndimage
 
 WIDTH = 7.0  # inches, a page's text width
 COLOURS = sns.color_palette("colorblind")
@@ -60,10 +60,8 @@ def image_grid(rows: Mapping[str, Sequence[tuple]], credit: str, width: float = 
 
 
 def _histogram(axis: Axes, good: np.ndarray, others: np.ndarray, labels: tuple[str, str], threshold: float) -> None:
-    """Image scores of good and other images, as densities, and the threshold.
-
-    A few extreme defects would squeeze everything else into one bin: the axis ends at three times the good images'
-    range, and what lies beyond is drawn in the last bin.
+    """Image scores of good and other images, as densities, and the threshold. A few extreme defects would squeeze all
+    others into one bin: the axis ends at three times the good images' range, and the last bin holds what lies beyond.
     """
     low, high = min(good.min(), others.min()), max(good.max(), others.max())
     reach = good.min() + 3 * (np.ptp(good) or high - low or 1.0)
@@ -78,10 +76,8 @@ def _histogram(axis: Axes, good: np.ndarray, others: np.ndarray, labels: tuple[s
 
 
 def score_densities(decisions: pd.DataFrame, thresholds: Mapping[str, float]) -> Figure:
-    """Histograms of image scores, good against anomalous, one panel a detector, with its threshold.
-
-    ``decisions``: columns panel, score, anomalous. ``thresholds``: panel -> nats, NaN for none.
-    """
+    """Histograms of image scores, good against anomalous, one panel a detector: ``decisions`` has the columns panel,
+    score and anomalous; ``thresholds``: panel -> nats, NaN for none."""
     parts = dict(list(decisions.groupby("panel", sort=False)))
     figure, axes = panels_in_rows(len(parts), 1.9, columns=4)
     for axis, (panel, part) in zip(axes, parts.items(), strict=True):
@@ -105,9 +101,8 @@ def heat_overlay(picture: np.ndarray, heat: np.ndarray, limits: tuple[float, flo
     strength = ((heat - low) / max(high - low, 1e-9)).clip(0, 1)[..., None]
     colour = plt.get_cmap("inferno")(0.25 + 0.75 * strength[..., 0])[..., :3] * 255
     mixed = picture * (1 - 0.65 * strength) + colour * 0.65 * strength
-    above = np.pad(heat > threshold, 1)
-    inner = above[1:-1, 1:-1] & above[:-2, 1:-1] & above[2:, 1:-1] & above[1:-1, :-2] & above[1:-1, 2:]
-    mixed[above[1:-1, 1:-1] & ~inner] = (0, 255, 255)
+    above = heat > threshold
+    mixed[above & ~ndimage.binary_erosion(above)] = (0, 255, 255)
     return mixed.round().astype(np.uint8)
 
 
@@ -141,9 +136,7 @@ def interval_lines(axis: Axes, table: pd.DataFrame, x: str, hue: str) -> None:
 
 def difference_points(table: pd.DataFrame, label: str, n: Mapping[str, int]) -> Figure:
     """One panel a category (columns category, method, diff, lo, hi): a point and its interval a method, and zero.
-
-    ``n`` are the test images of each category.
-    """
+    ``n`` are the test images of each category."""
     names, parts = list(dict.fromkeys(table.method))[::-1], dict(list(table.groupby("category", sort=False)))
     figure, axes = panels_in_rows(len(parts), 0.22 * len(names) + 0.9, columns=4, sharex=True, sharey=True)
     for axis, (category, part) in zip(axes, parts.items(), strict=True):

@@ -1,9 +1,8 @@
 """Is the field the same at every timestep, and are the scores? Agreement between timesteps, with intervals over images.
 
-The claim ("the IRF holds for any neighbouring time step") can mean three things, from the strongest to the weakest:
-the *fields* agree (:func:`cosine_similarity`, :func:`relative_change`), the *rankings* of images or pixels by their
-scores agree (:func:`spearman_matrix`, :func:`pixel_spearman`), the *detection* is equally good. Shapes: T timesteps,
-N images, fields (N, C, s, s), scores (N,), anomaly values (N, s, s).
+The claim ("the IRF holds for any neighbouring time step") can mean, from the strongest to the weakest: the *fields*
+agree (:func:`cosine_similarity`, :func:`relative_change`), the *rankings* of images or pixels agree
+(:func:`spearman_matrix`, :func:`pixel_spearman`), the *detection* is equally good. T are timesteps, N images.
 """
 
 from __future__ import annotations
@@ -41,10 +40,7 @@ def relative_change(gram: np.ndarray) -> np.ndarray:
 
 def spearman_matrix(scores: np.ndarray, seed: int, n_resamples: int = 500) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rank correlation of image scores between timesteps: (value, low, high), each (T, T); scores (T, N), N >= 3.
-
-    95 % bootstrap over images; every resample is ranked again, and one in which all scores tie is left out (the ends
-    are NaN if all do).
-    """
+    95 % bootstrap over images, each resample ranked again; one in which all scores tie is left out."""
     n = scores.shape[1]
     counts = bootstrap_counts(n, n_resamples, np.random.default_rng(seed))
     index = np.stack([np.repeat(np.arange(n), row) for row in counts])  # (R, n)
@@ -72,9 +68,8 @@ def pixel_spearman(nll: Sequence[np.ndarray]) -> np.ndarray:
 def overlap_coefficient(good: np.ndarray, anomalous: np.ndarray) -> float:
     """The area that the densities of two samples of scores share, in [0, 1]: 1 - max over thresholds |F_g - F_a|.
 
-    Equal to the integral of min(f_g, f_a) where the two densities cross once (and never less than it), it needs no
-    bandwidth and no strictly increasing change of the scores moves it. Being 1 minus a maximum it is too small on
-    average, and a bootstrap of it smaller still: a description, without an interval. See :func:`binormal_overlap`.
+    Equal to the integral of min(f_g, f_a) where the two densities cross once, it needs no bandwidth. Being 1 minus a
+    maximum it is too small on average, and a bootstrap of it smaller still: a description, without an interval.
     """
     return 1 - float(stats.ks_2samp(good, anomalous).statistic)
 
@@ -82,7 +77,7 @@ def overlap_coefficient(good: np.ndarray, anomalous: np.ndarray) -> float:
 def binormal_overlap(auroc: float | np.ndarray) -> np.ndarray:
     """The overlap of two normal densities of equal variance that have this AUROC: 2 Phi(-Phi^-1(AUROC) / sqrt 2).
 
-    A decreasing function of the AUROC, so an interval of the one is an interval of the other, with its coverage; the
-    model (binormal, equal variance; Hanley & McNeil 1982) is an assumption. 1 at AUROC 0.5 and below.
+    It decreases with the AUROC, so an interval of the one is an interval of the other, with its coverage, if the model
+    holds (Hanley & McNeil 1982). 1 at AUROC 0.5 and below.
     """
     return 2 * stats.norm.cdf(-stats.norm.ppf(np.clip(auroc, 0.5, 1.0)) / np.sqrt(2))

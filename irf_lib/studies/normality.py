@@ -21,9 +21,8 @@ from scipy import special, stats
 from ..files import InputError
 from .resampling import N_RESAMPLES, Interval, bootstrap_counts, percentile_interval, simultaneous_band
 
-# What still counts as Gaussian, for every reading alike: the neutral value, the largest deviation from it, and what it
-# is called if the whole interval lies below or above. The limits are conventions, set before any field was looked at; a
-# reader who thinks otherwise changes them here and reads the same effect sizes.
+# What still counts as Gaussian: the neutral value, the largest deviation from it, and what it is called if the whole
+# interval lies below or above. The limits are conventions, set before any field was looked at.
 _JUDGED = {
     "mean": (0.0, 0.05, "shifted down", "shifted up"),
     "sd": (1.0, 0.1, "too narrow", "too wide"),
@@ -53,13 +52,11 @@ def marginal_effects(values: np.ndarray, seed: int) -> dict[str, Interval]:
     ``mean``, ``sd``, ``skew``, ``excess_kurtosis``; ``ppcc``: probability-plot correlation, 1 for any Gaussian; ``w2``:
     Wasserstein-2 distance to N(0, 1), in standard deviations; ``tail3``, ``tail4``: how many times more values lie
     beyond 3 and 4 than under N(0, 1). Every one follows from sums over images, so that a matrix product resamples it.
-    Raises InputError for fewer than 2 images, or values that are constant or not finite.
+    Raises InputError for fewer than 2 images.
     """
     values = np.asarray(values, dtype=np.float64).reshape(len(values), -1)
     if len(values) < 2:
         raise InputError(f"an interval over images needs at least 2 of them, got {len(values)}")
-    if not np.isfinite(values).all() or values.min() == values.max():
-        raise InputError("the values are constant or not finite: there is no distribution to compare")
     powers = np.stack([(values**k).sum(axis=1) for k in (1, 2, 3, 4)], axis=1)  # (N, 4)
     beyond = np.stack([(np.abs(values) > k).sum(axis=1) for k in (3, 4)], axis=1)  # (N, 2)
     pooled = np.sort(values, axis=None)
@@ -114,9 +111,8 @@ def norm_effects(squared: np.ndarray, dof: int, seed: int) -> dict[str, Interval
 def radial_autocorrelation(fields: np.ndarray, max_lag: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Correlation of values ``lag`` locations apart, around zero, averaged over directions, channels and images.
 
-    (N, C, s, s) -> (value, low, high), each (max_lag + 1,); 1 at lag 0, and 0 at all others for a white field. The
-    bootstrap resamples covariances and variances together. Lags are distances rounded to whole locations; products are
-    summed by FFT with zero padding, so that nothing wraps around.
+    (N, C, s, s) -> (value, low, high), each (max_lag + 1,); 1 at lag 0, and 0 at all others for a white field. Lags are
+    distances rounded to whole locations; products are summed by FFT with zero padding, so that nothing wraps around.
     """
     height, width = fields.shape[2:]
     shape = (2 * height, 2 * width)
@@ -134,13 +130,10 @@ def radial_autocorrelation(fields: np.ndarray, max_lag: int, seed: int) -> tuple
 def qq_curve(
     values: np.ndarray, reference: stats.rv_continuous, seed: int, n_points: int = 99, n_draws: int = 400
 ) -> pd.DataFrame:
-    """Quantiles of pooled ``values`` (N, K) against ``reference`` (a frozen scipy distribution), with two bands.
-
-    Columns: probability, expected (reference quantile), observed, low, high (a simultaneous 95 % band around the
-    observed curve: bootstrap over images), null_low, null_high (a simultaneous 95 % band in which the whole curve of
-    as many *independent* draws from the reference would lie). The null band is simulated exactly: uniform order
-    statistics are ratios of gamma sums, so nothing of size N K is drawn.
-    """
+    """Quantiles of pooled ``values`` (N, K) against ``reference`` (a frozen scipy distribution): probability, expected
+    (reference quantile), observed, with two simultaneous 95 % bands. ``low``, ``high``: around the observed curve,
+    bootstrap over images. ``null_low``, ``null_high``: for the whole curve of as many *independent* draws from the
+    reference, simulated exactly: uniform order statistics are ratios of gamma sums, so nothing of size N K is drawn."""
     values = np.asarray(values, dtype=np.float64).reshape(len(values), -1)
     rng = np.random.default_rng(seed)
     # Evenly spaced in z rather than in probability, out to where a tail still holds about ten values.
@@ -158,37 +151,14 @@ def qq_curve(
     return pd.DataFrame(columns | {"low": low, "high": high, "null_low": null_low, "null_high": null_high})
 
 
-def one_location_tests(fields: np.ndarray, seed: int, n_monte_carlo: int = 999) -> dict[str, float]:
-    """p-values from one location of each image, so that the N values tested are independent.
-
-    ``ks_standard``: Kolmogorov-Smirnov of one channel against the fully specified N(0, 1); ``ad_fitted``:
-    Anderson-Darling of the same values against a normal with *fitted* mean and sd, by Monte Carlo (with fitted
-    parameters the tabled p-values do not hold); ``ks_norm``: Kolmogorov-Smirnov of |z|^2 against chi-square(C).
-    Location and channel are drawn for each image from ``seed``. With N of some 25, only large deviations are found.
-    """
-    n, channels, height, width = fields.shape
-    rng = np.random.default_rng(seed)
-    i, location = np.arange(n), rng.integers(height * width, size=n)
-    vectors = fields.reshape(n, channels, -1)[i, :, location].astype(np.float64)  # (N, C)
-    one = vectors[i, rng.integers(channels, size=n)]
-    fitted = stats.goodness_of_fit(stats.norm, one, statistic="ad", n_mc_samples=n_monte_carlo, rng=rng)
-    return {
-        "ks_standard": float(stats.kstest(one, stats.norm.cdf).pvalue),
-        "ad_fitted": float(fitted.pvalue),
-        "ks_norm": float(stats.kstest(np.square(vectors).sum(axis=1), stats.chi2(channels).cdf).pvalue),
-    }
-
-
 class Judgement(NamedTuple):
-    """``verdict``: 'Gaussian' if every interval lies inside its limit, 'not Gaussian' if some interval lies outside,
-    'undecided' otherwise. ``signatures``: what is wrong, in words, for the effects whose interval lies outside."""
-
     verdict: str
-    signatures: tuple[str, ...]
+    signatures: tuple[str, ...]  # what is wrong, in words, for the effects whose interval lies outside its limit
 
 
 def judge(effects: Mapping[str, Interval]) -> Judgement:
-    """Hold ``effects`` against LIMITS; effects without a limit (ppcc, tails) are shown but not judged."""
+    """Hold ``effects`` against LIMITS (ppcc and tails have none): 'Gaussian' if every interval lies inside its limit,
+    'not Gaussian' if some interval lies outside, 'undecided' otherwise."""
     signatures, inside = [], []
     for name in (name for name in LIMITS if name in effects):
         (_, low, high), (neutral, reach, below, above) = effects[name], _JUDGED[name]

@@ -30,9 +30,7 @@ def percentile_interval(draws: np.ndarray, level: float = 0.95) -> tuple[np.ndar
 
 def mean_interval(values: np.ndarray, seed: int, n_resamples: int = N_RESAMPLES) -> tuple[np.ndarray, ...]:
     """(mean, low, high) over the images of ``values`` (N, ...), each (...), with a 95 % percentile interval.
-
-    One image says nothing about others: its interval is NaN. Raises InputError for no images.
-    """
+    One image says nothing about others: its interval is NaN. Raises InputError for no images."""
     values = np.asarray(values, dtype=np.float64)
     if len(values) == 0:
         raise InputError("a bootstrap interval needs at least one image")
@@ -43,11 +41,8 @@ def mean_interval(values: np.ndarray, seed: int, n_resamples: int = N_RESAMPLES)
 
 
 def simultaneous_band(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(low, high), each (m,): a band that holds 95 % of the *whole curves* ``draws`` (n, m).
-
-    mean +- c sd at every point, with c the 95 % quantile over curves of their largest studentised distance. Pointwise
-    intervals would let far more than 5 % of the curves leave them somewhere.
-    """
+    """(low, high), each (m,): a band that holds 95 % of the *whole curves* ``draws`` (n, m): mean +- c sd at every
+    point, with c the 95 % quantile over curves of their largest studentised distance."""
     centre, spread = draws.mean(axis=0), np.maximum(draws.std(axis=0), np.finfo(np.float64).tiny)
     reach = np.quantile(np.abs((draws - centre) / spread).max(axis=1), 0.95)
     return centre - reach * spread, centre + reach * spread
@@ -63,12 +58,9 @@ def auroc_interval(scores: np.ndarray, labels: np.ndarray, seed: int) -> Interva
 
 
 def auroc_difference_interval(scores: np.ndarray, others: np.ndarray | None, labels: np.ndarray, seed: int) -> Interval:
-    """AUROC of ``scores`` minus AUROC of ``others`` on the same images, with a *paired* bootstrap interval over images.
-
-    Every resample draws the same images for both, so what makes an image hard for both cancels. Scores are (N,), or (S,
-    N) for S training seeds: then the difference is the mean over seeds, and every resample draws the same images for
-    all of them. Without ``others`` it is :func:`auroc_interval`, whose rules hold here too.
-    """
+    """AUROC of ``scores`` minus AUROC of ``others`` (None: 0) on the same images, as :func:`auroc_interval`, *paired*:
+    every resample draws the same images for both, so what makes an image hard for both cancels. Scores are (N,), or (S,
+    N) for S training seeds: then it is the mean over seeds, and every resample draws the same images for all."""
     labels = np.asarray(labels).astype(bool)
     if labels.all() or not labels.any():
         return math.nan, math.nan, math.nan
@@ -91,7 +83,7 @@ def _wins(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def representative_examples(scores: np.ndarray, labels: np.ndarray) -> dict[str, int]:
     """Which images to show, by a rule instead of an eye: rank -> index of the highest, median and lowest scoring
     anomalous image, and of the highest scoring good one. scores (N,), labels (N,) bool, with an image of each kind."""
-    scores, labels = np.asarray(scores), np.asarray(labels).astype(bool)
+    labels = np.asarray(labels).astype(bool)
     order = np.argsort(scores, kind="stable")
     bad, good = order[labels[order]], order[~labels[order]]
     picks = {"highest": bad[-1], "median": bad[len(bad) // 2], "lowest": bad[0], "good: highest": good[-1]}

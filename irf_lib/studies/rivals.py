@@ -1,14 +1,16 @@
 """What a reader would pick instead, by the same metrics on the same features; some on the very same trained network.
 
-Each rival is one class of one shape. ``fit(detector)`` learns from the detector's good images alone; ``nll(x0)`` gives
-an anomaly value per location, (N, s, s) on the CPU, high = anomalous, from standardised features (N, C, s, s).
+Each rival is one class of one shape. Called with a detector it learns from the detector's good images alone;
+``nll(x0)`` gives an anomaly value per location, (N, s, s) on the CPU, high = anomalous, from standardised features
+(N, C, s, s).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
-from typing import Any, ClassVar, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,53 +23,35 @@ from ..scoring import DENSITIES, image_score, location_vectors
 
 
 class Rival:
-    """Base of every rival: a new one is a class like those below with its own ``nll``, or any object with ``fit``.
-    ``reading``: how it reads, in the columns of a result: input, t, density (None where it has none), image score."""
+    """Base of every rival: a new one is a class like those below with its own ``nll``. ``reading``: how it reads, as
+    columns of a result: input, t, density (None where it has none), image score; ``reads`` are those of its own."""
 
     evaluations: int = 0  # of the network, per image
-    reads: ClassVar[dict[str, Any]] = {}  # what of ``reading`` is its own
 
-    def __init__(self, detector: Detector):
+    def __init__(self, detector: Detector, **reads: Any):
         blank = {"input": None, "t": None, "density": None, "image_score": detector.reading.image_score}
-        self.detector, self.reading = detector, blank | self.reads
-
-    @classmethod
-    def fit(cls, detector: Detector) -> Self:
-        return cls(detector)
+        self.detector, self.reading = detector, blank | reads
 
     def scores(self, x0: Tensor, nll: Tensor | None = None) -> Tensor:
-        """Image scores (N,) of ``x0``, whose ``nll`` may be known already; by the detector's rule, or its own."""
+        """Image scores (N,) of ``x0``, whose ``nll`` may be known already."""
         return image_score(self.nll(x0) if nll is None else nll, self.detector.reading.image_score)
 
     def _batches(self, x0: Tensor) -> Iterator[Tensor]:
         return (part.to(self.detector.device) for part in x0.split(self.detector.batch_size))
 
 
-def fit_rival(rival: str | type[Rival] | Any, detector: Detector) -> Any:
-    """The rival of that name, or of a class or object of your own, fitted. Raises InputError for an unknown name."""
-    if isinstance(rival, str) and rival not in RIVALS:
-        raise InputError(f"unknown rival {rival!r}; known: {', '.join(RIVALS)}, or pass an object with fit(detector)")
-    return (RIVALS[rival] if isinstance(rival, str) else rival).fit(detector)
-
-
 class FeatureGaussian(Rival):
-    """A full-covariance Gaussian of the raw features, one for all locations: Gaussian-AD (Rippel et al. 2021, arXiv
+    """A full-covariance Gaussian of the features, one for all locations: Gaussian-AD (Rippel et al. 2021, arXiv
     2005.14140) at every location; PaDiM (Defard et al. 2021, arXiv 2011.08785) without its per-location fit."""
 
-    reads: ClassVar = {"density": "full"}
-
-    def __init__(self, detector: Detector):
-        super().__init__(detector)
-        self.nll = DENSITIES[self.reading["density"]].fit(detector.good[0]).nll
-
-
-class FeatureNormal(FeatureGaussian):  # N(0, I): the field's simplest density without its network
-    reads: ClassVar = {"density": "standard"}
+    def __init__(self, detector: Detector, density: str = "full"):
+        super().__init__(detector, density=density)
+        self.nll = DENSITIES[density].fit(detector.good[0]).nll
 
 
 class NearestNeighbour(Rival):
     """Distance to the nearest of a coreset of normal feature vectors: PatchCore (Roth et al. 2022, arXiv 2106.08265)
-    without its neighbourhood pooling and score reweighting, so that it sees the very vectors the field is made of."""
+    without pooling of neighbours and reweighting of scores, so that it sees the vectors that the field is made of."""
 
     def __init__(self, detector: Detector, size: int = 1000, seed: int = 0):
         super().__init__(detector)
@@ -80,8 +64,8 @@ class NearestNeighbour(Rival):
 
 
 def greedy_coreset(vectors: Tensor, size: int, seed: int, projected: int = 64) -> Tensor:
-    """Indices (min(size, n),) of rows of ``vectors`` (n, d) by farthest-point sampling (k-centre greedy, Algorithm 1 of
-    PatchCore), on a random projection as there. A random subset lets the common background own the whole bank."""
+    """Indices (min(size, n),) of rows of ``vectors`` (n, d): k-centre greedy, on a random projection (PatchCore's
+    Algorithm 1). A random subset would let the common background own the whole bank."""
     generator = torch.Generator().manual_seed(seed)
     if vectors.shape[1] > projected:
         projection = torch.randn(vectors.shape[1], projected, generator=generator, dtype=vectors.dtype)
@@ -100,16 +84,14 @@ def greedy_coreset(vectors: Tensor, size: int, seed: int, projected: int = 64) -
 class Inversion(Rival):
     """InvAD (arXiv 2504.05662) on our network: three steps of DDIM inversion from the clean features, at t = 0, 500 and
     999; its last abar is 0, so its final latent is the third noise estimate, whose L2 norm at each location is the map.
-    Image score: (max - min of the map) plus the nll under N(0, I), each brought to mean 0 and standard deviation 1 on
-    held-out normal images, in place of the official code's min-max over the test set, which lets every test image see
-    all others. Raises InputError for fewer than two held-out images."""
+    Image score: (max - min of the map) plus the nll under N(0, I), each standardised on held-out normal images instead
+    of by the official code's min-max over the test set. Raises InputError for fewer than two held-out images."""
 
     timesteps = (0, 500, 999)
     evaluations = len(timesteps)
-    reads: ClassVar = {"input": "clean", "image_score": "calibrated sum"}
 
     def __init__(self, detector: Detector):
-        super().__init__(detector)
+        super().__init__(detector, input="clean", image_score="calibrated sum")
         self.denoiser, held_out = FoldedSteps(detector.denoiser, self.timesteps), detector.good[1]
         if len(held_out) < 2:
             raise InputError(f"calibrating needs at least 2 held-out good images, got {len(held_out)}; fit on more")
@@ -118,7 +100,7 @@ class Inversion(Rival):
 
     @torch.no_grad()
     def path(self, x0: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """(x_t, noise estimate), each (B, C, s, s), at each of ``timesteps``; everything on the device."""
+        """(x_t, noise estimate), each (B, C, s, s) on the device, at each of ``timesteps``."""
         return inversion_path(self.denoiser, x0, self.timesteps, self.detector.abar)
 
     def nll(self, x0: Tensor) -> Tensor:
@@ -133,24 +115,20 @@ class Inversion(Rival):
 
 
 class Reconstruction(Rival):
-    """|x_0 - reconstruction|^2 / C at each location: noise to the detector's t, then denoise in ``steps`` equal steps;
-    in t if that is less. One step gives the network's estimate of x_0 (Eq. 15 of DDPM, arXiv 2006.11239); more are
-    DDIM's deterministic path, in the line of AnoDDPM (Wyatt et al. 2022) and DiAD (arXiv 2312.06607), without DiAD's
-    conditioning. One fixed noise draw for all images."""
+    """|x_0 - reconstruction|^2 / C at each location: noise to the detector's t, by one fixed draw, then denoise in
+    ``steps`` equal steps (t if that is less). One step gives the network's estimate of x_0 (Eq. 15 of DDPM); more are
+    DDIM's path, in the line of AnoDDPM (Wyatt et al. 2022) and DiAD (arXiv 2312.06607) without its conditioning."""
 
-    steps = 1
-
-    def __init__(self, detector: Detector, steps: int | None = None):
-        super().__init__(detector)
+    def __init__(self, detector: Detector, steps: int = 1):
         t = detector.reading.t
-        self.evaluations = n = max(1, min(steps or self.steps, t))
+        super().__init__(detector, input="noised", t=t)
+        self.evaluations = n = max(1, min(steps, t))
         self.times = [round(t * (n - i) / n) for i in range(n)]  # high to low
         self.denoiser = FoldedSteps(detector.denoiser, self.times)
-        self.reading |= {"input": "noised", "t": t}
 
     @torch.no_grad()
     def path(self, x0: Tensor) -> list[tuple[int, Tensor]]:
-        """(timestep, state (B, C, s, s) on the device): noised, after each step, and last rebuilt, at timestep 0."""
+        """(timestep, state (B, C, s, s) on the device): noised, after each step, and rebuilt at timestep 0."""
         abar, x = self.detector.abar, self.detector.network_input(x0, Reading(t=self.times[0], input="noised"))
         states = [(self.times[0], x)]
         for t, s in pairwise([*self.times, None]):
@@ -163,18 +141,16 @@ class Reconstruction(Rival):
         return torch.cat([(self.path(part)[-1][1] - part).square().mean(dim=1).cpu() for part in self._batches(x0)])
 
 
-class Reconstruction5(Reconstruction):
-    steps = 5
-
-
 class DiffusionTime(Rival):
     """log sigma of the noise that each location seems to carry, after DTE (Livernoche et al., arXiv 2305.18593), which
-    trains a network for it; here the trained denoiser is asked. Read at its true noise level a noise estimate has mean
-    square 1, at a lower one more: so it is where that of the field along ``times`` last crosses 1, on log scales."""
+    trains a network for it. At its true noise level a noise estimate has mean square 1, at a lower one more: so it is
+    where the field's mean square along ``times`` last crosses 1, on log scales."""
 
     times = (1, 10, 25, 50, 100, 150, 200, 300, 500, 700, 900)
     evaluations = len(times)
-    reads: ClassVar = {"input": "scaled"}
+
+    def __init__(self, detector: Detector):
+        super().__init__(detector, input="scaled")
 
     def nll(self, x0: Tensor) -> Tensor:
         levels = sigma(self.detector.abar).log().cpu()[list(self.times)]
@@ -187,7 +163,9 @@ class DiffusionTime(Rival):
         return time
 
 
-RIVALS: dict[str, type[Rival]] = {
-    "gaussian": FeatureGaussian, "gaussian:standard": FeatureNormal, "knn": NearestNeighbour, "invad3": Inversion,
-    "reconstruct1": Reconstruction, "reconstruct5": Reconstruction5, "dte": DiffusionTime,
+RIVALS: dict[str, Callable[[Detector], Rival]] = {
+    "gaussian": FeatureGaussian,
+    "gaussian:standard": partial(FeatureGaussian, density="standard"),  # the field's simplest density, with no network
+    "knn": NearestNeighbour, "invad3": Inversion, "reconstruct1": Reconstruction,
+    "reconstruct5": partial(Reconstruction, steps=5), "dte": DiffusionTime,
 }  # fmt: skip

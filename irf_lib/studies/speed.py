@@ -1,9 +1,7 @@
-"""What scoring costs: latency, throughput and memory of each part and of each rival, as ratios to a floor.
+"""How long a call takes, and how much memory, measured fairly on a shared machine; the cases stand in notebook 12.
 
 Times on a shared machine are noisy, so nothing is compared across processes or minutes: the cases of a group are called
-in turn, round after round, and a ratio is the median over rounds of the ratio inside one round. The floor is what no
-method that asks the same network once can go below: the bare backbone and one bare DiT, as fast as we know how to run
-them (micro-batches, the timestep folded in), and nothing between them. Weights do not matter for the time.
+in turn, round after round, and a ratio is the median over rounds of the ratio inside one round.
 """
 
 from __future__ import annotations
@@ -13,24 +11,18 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
-from ..detector import Detector, Reading, Settings
 from ..files import InputError
-from ..networks.fast import fold
-from ..scoring import FullGaussian, anomaly_map, image_score
 from .resampling import Interval, percentile_interval
-from .rivals import FeatureGaussian, Inversion, NearestNeighbour, Reconstruction
 
-Case = Callable[[], object]
-Cases = dict[str, Case]
+Cases = dict[str, Callable[[], object]]
 TIMES = ["name", "batch", "n", "ms_median", "ms_p10", "ms_p90", "ratio_to_floor", "ratio_lo", "ratio_hi"]
-COLUMNS = (*TIMES, "peak_mib", "device", "threads", "dtype")
 
 
 def interleaved(cases: Cases, batch: int, repeats: int, device: torch.device, warmup: int = 2) -> pd.DataFrame:
@@ -54,7 +46,7 @@ def milliseconds_per_image(score: Callable[[np.ndarray], object], images: np.nda
     return interleaved({"": lambda: score(images)}, len(images), repeats, device, 1).ms.median() / len(images)
 
 
-def peak_mib(call: Case, device: torch.device) -> float:
+def peak_mib(call: Callable[[], object], device: torch.device) -> float:
     """Most memory in MiB that ``call`` holds beyond what was held before: allocated on the device, or resident in this
     process on Linux, with glibc asked to give back first what it keeps free. NaN where neither can be read."""
     if device.type == "cuda":
@@ -94,53 +86,3 @@ def summarise_rounds(rounds: pd.DataFrame, floor: str = "floor") -> pd.DataFrame
         found = ratio(rounds, name, floor, batch) if batch in floored else 3 * (np.nan,)
         rows.append((name, batch, len(part), *np.quantile(part.ms, [0.5, 0.1, 0.9]), *found))
     return pd.DataFrame(rows, columns=TIMES)
-
-
-def benchmark_detector(settings: Settings, device: str = "auto", reading: Reading | None = None) -> Detector:
-    """A detector of these sizes, fitted for one step on 48 random images."""
-    images = np.random.default_rng(0).random((48, 3, settings.image_size, settings.image_size), dtype=np.float32)
-    one_step = settings.model_copy(update={"steps": 1, "epochs": 0})
-    return Detector(one_step, reading, 0, device).fit(images, progress=None)
-
-
-def scoring_cases(detector: Detector, images: np.ndarray, steps: Sequence[int]) -> tuple[Cases, dict[str, str]]:
-    """name -> a call that scores ``images`` (B, 3, H, W), or one part of that; and the dtype of those not in fp32.
-    ``floor``: backbone and DiT alone. ``backbone``, ``denoiser``, ``density`` (the detector's own), ``density_full``,
-    ``upsample`` (with the image score): the parts of ``score``, which is end to end, as are ``inversion3``, ``knn``,
-    ``gaussian`` and ``reconstruct<k>``, maps and scores included, each with its denoiser folded beforehand;
-    ``inversion3_denoiser`` and, for the last k, ``reconstruct<k>_denoiser`` start from the features."""
-    reading, backbone, pixels = detector.reading, detector.backbone, torch.from_numpy(images).to(detector.device)
-    scorer, half, density = detector.scorer(), detector.scorer("bf16"), detector.density().to(detector.device)
-    at_t = fold(detector.denoiser, reading.t)
-    bare = fold(detector.denoiser.net, reading.t) if detector.settings.precondition else at_t
-    x0 = detector.features(images)
-    fields = detector.fields(x0)
-    full, on_cpu = FullGaussian.fit(fields), fields.split(detector.batch_size)
-    on_device = [one.to(detector.device) for one in (x0, fields, detector.network_input(x0))]
-    x0_parts, field_parts, z_parts = (one.split(detector.batch_size) for one in on_device)
-    rivals = {
-        "inversion3": Inversion(detector),
-        "gaussian": FeatureGaussian(detector),
-        "knn": NearestNeighbour(detector),
-    }
-    rivals |= {f"reconstruct{k}": Reconstruction(detector, k) for k in steps}
-
-    def upsample(nll: torch.Tensor) -> object:
-        return image_score(nll, reading.image_score), anomaly_map(nll, detector.settings.image_size)
-
-    nll = detector.read(x0, fields=fields).nll.to(detector.device)
-    cases = {
-        "floor": lambda: (backbone(pixels), [bare(part) for part in z_parts]),
-        "score": lambda: scorer(pixels),
-        "score_bf16": lambda: half(pixels),
-        "backbone": lambda: backbone(pixels),
-        "denoiser": lambda: [at_t(part) for part in z_parts],
-        "density": lambda: [density.nll(*pair) for pair in zip(field_parts, x0_parts, strict=True)],
-        "density_full": lambda: [full.nll(part) for part in on_cpu],
-        "upsample": lambda: upsample(nll),
-    }
-    for name, rival in rivals.items():
-        cases[name] = lambda rival=rival: upsample(rival.nll(detector.features(images)))
-    for name in ("inversion3", f"reconstruct{steps[-1]}"):
-        cases[f"{name}_denoiser"] = lambda path=rivals[name].path: [path(part) for part in x0_parts]
-    return {name: torch.no_grad()(case) for name, case in cases.items()}, {"score_bf16": "bf16"}

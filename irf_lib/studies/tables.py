@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pandas as pd
 
 from ..files import InputError
@@ -17,36 +15,31 @@ def summarise(metrics: pd.DataFrame, scores: pd.DataFrame, method: str = "irf") 
     """Rows (dataset, category, method, metric, mean, sd, n_seeds, diff, lo, hi), one for each of METRICS.
 
     ``metrics`` has the columns dataset, category, seed, method and METRICS; ``scores`` dataset, category, seed, method,
-    image, anomalous and score, one row a test image. ``sd`` is over seeds (NaN for one). ``diff`` is I-AUROC of
-    ``method`` minus that of the row's method, mean over the seeds that both have, with a 95 % paired bootstrap interval
-    over test images; NaN for the other metrics, and for a method without scores. Category ``mean`` is the mean over a
-    data set's categories; its sd is that of the categories' mean seed by seed, its difference has no interval.
-    Raises InputError if two methods were scored on different images.
+    image, anomalous and score, one row a test image. ``sd`` is over seeds. ``diff`` is :func:`paired_difference` of
+    ``method`` and the row's; NaN for metrics other than I-AUROC, and for a method without scores. Category ``mean`` is
+    the mean over a data set's categories; its sd is that of the categories' mean seed by seed, its difference has no
+    interval.
     """
     long = metrics.melt([*GROUP, "seed", "method"], list(METRICS), "metric")
     whole = long.groupby(["dataset", "seed", "method", "metric"], sort=False).value.mean().reset_index()
     long = pd.concat([long, whole.assign(category="mean")])
     grouped = long.groupby([*GROUP, "method", "metric"], sort=False).value
     table = grouped.agg(mean="mean", sd="std", n_seeds="count").reset_index()
-    found = {
-        (dataset, category, other): paired_difference(part, method, other)
-        for (dataset, category), part in scores.groupby(GROUP, sort=False)
+    rows = [
+        (*place, other, "I-AUROC", *paired_difference(part, method, other))
+        for place, part in scores.groupby(GROUP, sort=False)
         for other in part.method.unique()
         if other != method and method in set(part.method)
-    }
-    for dataset, other in {(dataset, other) for dataset, _, other in found}:
-        each = [one[0] for (d, _, o), one in found.items() if (d, o) == (dataset, other)]
-        found[dataset, "mean", other] = sum(each) / len(each), math.nan, math.nan
-    nothing = (math.nan, math.nan, math.nan)
-    differences = [
-        found.get((row.dataset, row.category, row.method), nothing) if row.metric == "I-AUROC" else nothing
-        for row in table.itertuples()
     ]
-    return table.join(pd.DataFrame(differences, columns=["diff", "lo", "hi"], index=table.index))
+    each = pd.DataFrame(rows, columns=[*GROUP, "method", "metric", "diff", "lo", "hi"])
+    whole = each.groupby(["dataset", "method", "metric"])[["diff"]].mean().reset_index().assign(category="mean")
+    table = table.merge(pd.concat([each, whole]), how="left")  # on what the two have in common
+    return table.astype(dict.fromkeys(["diff", "lo", "hi"], float))  # without any difference they would be objects
 
 
 def paired_difference(scores: pd.DataFrame, method: str, other: str) -> tuple[float, float, float]:
-    """I-AUROC of ``method`` minus that of ``other`` in one category, (value, low, high), over the seeds both have."""
+    """I-AUROC of ``method`` minus that of ``other`` in one category, mean over the seeds both have: (value, low, high),
+    a 95 % paired bootstrap interval over images. Raises InputError if they were scored on different images."""
     wide = {
         name: part.pivot(index="image", columns="seed", values="score")
         for name, part in scores[scores.method.isin([method, other])].groupby("method")

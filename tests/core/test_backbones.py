@@ -20,17 +20,8 @@ def test_lite0_maps(lite0):
     assert torch.equal(maps, lite0(x)), "frozen: no dropout, no batch statistics"
     assert torch.allclose(maps[:1], lite0(x[:1]), atol=1e-5)
     assert not any(p.requires_grad for p in lite0.parameters())
-    # Trained weights: on average over images they tell a flat image from noise far better than random ones would.
-    assert maps.std() > 0.1
-
-
-def test_lite0_taps_are_the_strides(lite0):
     shapes = [tuple(tap.shape[1:]) for tap in lite0._taps(torch.zeros(1, 3, 256, 256))]
     assert shapes == [(16, 128, 128), (24, 64, 64), (40, 32, 32), (112, 16, 16)]
-
-
-def test_feature_size_32():
-    assert build_backbone("efficientnet-lite0", 32)(torch.rand(1, 3, 256, 256)).shape == (1, 192, 32, 32)
 
 
 def test_b4_has_the_published_channels(tmp_path):
@@ -56,8 +47,8 @@ def test_what_cannot_be_built_says_why(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="local folder that holds config.json"):
         build_backbone("efficientnet-b4", 16, tmp_path / "nothing", local_only=True)
     monkeypatch.setattr(backbones, "find_spec", lambda name: None)
-    with pytest.raises(RunError, match="pip install it"):
-        build_backbone("efficientnet-lite0")
+    with pytest.raises(RunError, match="pip install 'irf-lib"):
+        build_backbone("efficientnet-b4")
 
 
 def test_channel_statistics():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from scipy import stats
+from scipy import ndimage, stats
 from sklearn.metrics import roc_auc_score
 
 from irf_lib import Detector, Reading, Settings
@@ -51,11 +51,10 @@ def test_it_detects_and_localises(detector):
     flagged = result.flagged(0.05)
     assert (flagged == (result.p_values <= 0.05)).all()
     assert flagged[labels].mean() > 0.8 and flagged[~labels].mean() < 0.3
-    for image, heat in zip(bad, result.maps[30:], strict=True):
-        row, column = np.unravel_index(heat.argmax(), heat.shape)
-        odd = np.abs(image[1] - image[[0, 2]].mean(axis=0) - np.median(image[1] - image[[0, 2]].mean(axis=0))) > 0.3
-        near = odd[max(0, row - 4) : row + 5, max(0, column - 4) : column + 5]
-        assert near.any(), "the hottest place is at the patch"
+    tint = bad[:, 1] - bad[:, [0, 2]].mean(axis=1)
+    odd = np.abs(tint - np.median(tint, axis=(1, 2), keepdims=True)) > 0.3
+    near = ndimage.maximum_filter(odd, (1, 9, 9)).reshape(30, -1)
+    assert near[range(30), result.maps[30:].reshape(30, -1).argmax(axis=1)].all(), "the hottest place is at the patch"
 
 
 @pytest.mark.parametrize("how", ["scaled", "noised"])
@@ -66,12 +65,12 @@ def test_a_score_does_not_depend_on_its_batch(detector, how):
     assert alone == pytest.approx(together[[0, 39, 17]], rel=1e-4)
 
 
-def test_same_seed_same_detector_and_a_second_fit_is_not_more_training(detector):
-    again, images = Detector(SETTINGS, seed=3, device="cpu"), surfaces(5, seed=5)
-    for _ in range(2):
-        again.fit(surfaces(60, seed=0), progress=None)
-        assert np.array_equal(again.read(images).scores, detector.read(images).scores)
-    assert again.threshold() == detector.threshold()
+def test_same_seed_same_detector_and_a_second_fit_is_not_more_training():
+    first, again = (Detector(changed(steps=8), seed=3, device="cpu") for _ in range(2))
+    for one in (first, again, again):
+        one.fit(surfaces(30, seed=0), progress=None)
+        assert np.array_equal(one.read(surfaces(5, seed=5)).scores, first.read(surfaces(5, seed=5)).scores)
+    assert again.threshold(0.3) == first.threshold(0.3) < np.inf
 
 
 def test_bursts_of_one_part_are_noticed():
@@ -106,14 +105,18 @@ def test_another_reading_or_alpha_never_trains_and_folds_once(detector, monkeypa
 
 
 @pytest.mark.parametrize("density", DENSITIES)
-def test_save_and_load(detector, tmp_path, density):
+def test_save_and_load(detector, tmp_path, monkeypatch, density):
     reader = detector.with_reading(Reading(density=density))
-    path = reader.save(tmp_path / "model.safetensors", {"note": 1})
+    path, images = reader.save(tmp_path / "model.safetensors", {"note": 1}), surfaces(6, seed=6, defect=True)
+    hub = []
+    monkeypatch.setattr(
+        detector_module, "build_backbone", lambda *given: hub.append(given[3]) or build_backbone(*given)
+    )
     loaded = Detector.load(path, device="cpu")
-    images = surfaces(6, seed=6, defect=True)
+    assert hub == [True], "local files only: no hub is asked"
     before, after = reader.read(images), loaded.read(images)
-    assert np.array_equal(before.scores, after.scores) and np.array_equal(before.maps, after.maps)
-    assert np.array_equal(before.p_values, after.p_values)
+    for name in ("scores", "maps", "p_values"):
+        assert np.array_equal(getattr(before, name), getattr(after, name))
     assert (loaded.settings, loaded.reading, loaded.seed, loaded.extra) == (SETTINGS, reader.reading, 3, {"note": 1})
     assert [s.loss for s in loaded.history] == [s.loss for s in detector.history]
     assert [one.name for one in tmp_path.iterdir()] == ["model.safetensors"], "one file"
@@ -129,32 +132,20 @@ def test_save_and_load(detector, tmp_path, density):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda meta, _: meta.update(format=99), "format 99, this version reads"),
-        (lambda meta, _: meta["settings"].update(width=128), "not those of its settings"),
-        (lambda meta, _: meta["settings"].update(width=8192, depth=128), "not those of its settings"),
-        (lambda meta, _: meta["settings"].update(image_size=8192), "no detector of ours"),
-        (lambda meta, _: meta["settings"].update(magic=1), "no detector of ours"),
-        (lambda meta, _: meta["settings"].update(backbone="custom:Mine"), r"made with Mine: load\(path, backbone"),
-        (lambda meta, _: meta.pop("seed"), "no detector of ours"),
-        (lambda meta, _: meta.update(backbone_fingerprint="0"), "another rgb"),
-        (lambda _, tensors: tensors.pop("held_out_nll"), "no detector of ours"),
+        (lambda meta: meta.update(format=99), "format 99, this version reads"),
+        (lambda meta: meta["settings"].update(width=8192, depth=16), "not those of its settings"),
+        (lambda meta: meta["settings"].update(magic=1), "no detector of ours"),
+        (lambda meta: meta.pop("seed"), "no detector of ours"),
+        (lambda meta: meta.update(backbone_fingerprint="0"), "another rgb"),
     ],
 )
 def test_a_foreign_file_is_refused(detector, tmp_path, change, message):
     path = detector.save(tmp_path / "model.safetensors")
     tensors, meta = load_tensors(path)
-    change(meta, tensors)
+    change(meta)
     save_tensors(path, tensors, meta)
     with pytest.raises(InputError, match=message):
         Detector.load(path, device="cpu")
-
-
-def test_loading_asks_no_hub(tmp_path, detector, monkeypatch):
-    asked = []
-    monkeypatch.setattr(detector_module, "build_backbone", lambda name, size, weights, local_only: (
-        asked.append(local_only), build_backbone(name, size, weights, local_only))[1])  # fmt: skip
-    Detector.load(detector.save(tmp_path / "m.safetensors"), device="cpu")
-    assert asked == [True]
 
 
 class Tiny(torch.nn.Module):
@@ -191,7 +182,8 @@ def test_an_object_may_stand_in_place_of_a_name(tmp_path):
 
 
 def test_too_few_held_out_images_warn_and_flag_nothing():
-    detector = Detector(changed(steps=3), device="cpu").fit(surfaces(30, seed=0), progress=None)
+    detector = Detector(changed(epochs=2, batch_size=7), device="cpu").fit(surfaces(30, seed=0), progress=None)
+    assert len(detector.history) == 6, "20 images to fit on, 3 batches an epoch"
     result = detector.read(surfaces(5, seed=1, defect=True))
     with pytest.warns(UserWarning, match="needs 99 held-out good images, there are 10"):
         assert not result.flagged(0.01).any()
@@ -207,7 +199,8 @@ def test_misuse_is_explained(tmp_path):
     for wrong in ({"image_score": "median"}, {"t": 1000}, {"t": True}, {"input": "dirty"}, {"density": "x"}, {"tt": 1}):
         with pytest.raises(ValidationError):
             Reading(**wrong)
-    for wrong in ({"width": 100}, {"backbone": "resnet"}, {"steps": True}, {"alpha": 0.05}, {"patch_size": 3}):
+    for wrong in ({"width": 100}, {"backbone": "resnet"}, {"steps": True}, {"alpha": 0.05}, {"patch_size": 3},
+                  {"steps": 0}, {"lr": "fast"}, {"precision": "fp8"}, {"denoiser": "unet", "width": 12}):  # fmt: skip
         with pytest.raises(ValidationError):
             changed(**wrong)
 
@@ -215,7 +208,6 @@ def test_misuse_is_explained(tmp_path):
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (np.zeros((2, 3, 32, 32), np.uint8), "divide 8-bit pixels by 255"),
         (np.full((2, 3, 32, 32), 200.0), "divide 8-bit pixels by 255"),
         (np.zeros((2, 32, 32, 3), np.float32), "channels before height"),
         (np.zeros((2, 3, 1, 1), np.float32), "at least 32 x 32"),
@@ -225,11 +217,6 @@ def test_misuse_is_explained(tmp_path):
 def test_images_that_are_none_are_refused(detector, images, message):
     with pytest.raises(InputError, match=message):
         detector.read(images)
-
-
-def test_epochs_replace_steps():
-    detector = Detector(changed(epochs=2, batch_size=7), device="cpu").fit(surfaces(30, seed=0), progress=None)
-    assert len(detector.history) == 6  # 20 images to fit on, 3 batches a pass
 
 
 def test_untrained_is_the_mahalanobis_distance_of_the_features_at_every_t(detector):

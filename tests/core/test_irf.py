@@ -12,6 +12,7 @@ from irf_lib.diffusion import T, alpha_bars
 from irf_lib.scoring import FullGaussian, StandardNormal
 
 ABAR = alpha_bars(dtype=torch.float64)
+LINEAR = {"num_train_timesteps": T, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
 
 
 def linear_denoiser(x, t):
@@ -23,27 +24,17 @@ def sample(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def test_schedule_is_linear_ddpm():
-    beta = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
-    assert len(ABAR) == T == 1000
-    assert torch.allclose(ABAR, torch.cumprod(1 - beta, 0), rtol=1e-4)
-
-
 @pytest.mark.parametrize("t", [0, 1, 500, 999])
 def test_forward_process_equals_diffusers(t):
     x0, eps = sample(2, 3, 4, 4).float(), sample(2, 3, 4, 4, seed=1).float()
-    expected = DDPMScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear").add_noise(
-        x0, eps, torch.tensor([t, t])
-    )
+    expected = DDPMScheduler(**LINEAR).add_noise(x0, eps, torch.tensor([t, t]))
     assert torch.allclose(irf.noised(x0, eps, alpha_bars()[t]), expected, atol=1e-6)
     assert torch.allclose(irf.network_input(x0, t, alpha_bars(), "noised", eps), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(("t", "s"), [(0, 100), (100, 200), (500, 600), (800, 900)])
 def test_inversion_step_equals_diffusers(t, s):
-    scheduler = DDIMInverseScheduler(
-        num_train_timesteps=T, beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False
-    )
+    scheduler = DDIMInverseScheduler(**LINEAR, clip_sample=False)
     scheduler.set_timesteps(10)  # steps of 100; diffusers names a step by where it goes
     x, eps = sample(2, 3, 4, 4).float(), sample(2, 3, 4, 4, seed=1).float()
     expected = scheduler.step(eps, s, x).prev_sample
@@ -59,14 +50,9 @@ def test_residuals_are_the_noise_estimate(t, s):
     assert torch.allclose(irf.residual_b(x_s, x, t, s, ABAR), b * eps_hat, atol=1e-8)
     assert torch.allclose(irf.residual_c(x_s, x, t, s, ABAR), eps_hat, atol=1e-8)
     assert not torch.allclose(irf.residual_d(x_s, x, t, s, ABAR), b * eps_hat, atol=1e-8)
-
-
-def test_field_is_c_towards_every_later_timestep():
-    x0 = sample(2, 3, 4, 4)
-    field = irf.inverse_residual_field(linear_denoiser, x0, 200, ABAR)
-    for s in (201, 250, 999):
-        x_s = irf.inversion_step(x0, field, 200, s, ABAR)
-        assert torch.allclose(irf.residual_c(x_s, x0, 200, s, ABAR), field, atol=1e-10)
+    field = irf.inverse_residual_field(linear_denoiser, x, t, ABAR)
+    x_s = irf.inversion_step(x, field, t, s, ABAR)
+    assert torch.allclose(irf.residual_c(x_s, x, t, s, ABAR), field, atol=1e-8), "the field is C towards every later s"
 
 
 def test_forward_residual_e_is_scaled_noise():
@@ -90,10 +76,9 @@ def test_inputs():
     x0 = sample(2, 3, 4, 4)
     assert irf.network_input(x0, 300, ABAR) is x0
     assert torch.equal(irf.network_input(x0, 300, ABAR, "scaled"), ABAR[300].sqrt() * x0)
-    with pytest.raises(ValueError, match="needs eps"):
-        irf.network_input(x0, 300, ABAR, "noised")
-    with pytest.raises(ValueError, match="clean, scaled, noised"):
-        irf.network_input(x0, 300, ABAR, "dirty")
+    for wrong in ("noised", "dirty"):
+        with pytest.raises(ValueError, match="clean, scaled, noised.*, or noised without its eps"):
+            irf.network_input(x0, 300, ABAR, wrong)
 
 
 def test_inversion_path():
@@ -103,11 +88,6 @@ def test_inversion_path():
     first = irf.inversion_step(x0, path[0][1], 0, 500, ABAR)
     assert torch.equal(path[1][0], first)
     assert torch.equal(path[1][1], linear_denoiser(first, torch.tensor([500])))
-    with pytest.raises(ValueError, match="must increase"):
-        irf.inversion_path(linear_denoiser, x0, [500, 500], ABAR)
-
-
-# --- the oracle ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -136,9 +116,8 @@ def test_oracle_minimises_the_ddpm_loss(gaussian_world, t):
 @pytest.mark.parametrize("input", ["clean", "scaled"])
 def test_full_covariance_score_does_not_depend_on_t(gaussian_world, input):
     mu, cov, x0 = gaussian_world
-    mahalanobis = 0.5 * ((x0[:300] - mu) @ torch.linalg.inv(torch.cov(x0[300:].T)) * (x0[:300] - x0[300:].mean(0))).sum(
-        1
-    )
+    centred = x0[:300] - x0[300:].mean(dim=0)
+    mahalanobis = 0.5 * (centred @ torch.linalg.inv(torch.cov(x0[300:].T)) * centred).sum(dim=1)
 
     def score(t, density):
         z = irf.network_input(x0, t, ABAR, input)

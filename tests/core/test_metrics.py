@@ -10,12 +10,12 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 
 from irf_lib.metrics import METRICS, evaluate, pixel_metrics
 
-
-def blobs(rng, n=6, size=24):
-    """Masks with some components that touch only at corners, and two good images."""
-    masks = ndimage.gaussian_filter(rng.standard_normal((n, size, size)), (0, 2, 2)) > 0.18
-    masks[:2] = False
-    return masks
+rng = np.random.default_rng(0)
+# Six images, some components of which touch only at corners; the first two are good.
+MASKS = ndimage.gaussian_filter(rng.standard_normal((6, 24, 24)), (0, 2, 2)) > 0.18
+MASKS[:2] = False
+LABELS = MASKS.any(axis=(1, 2))
+MAPS = rng.standard_normal(MASKS.shape) + 0.8 * MASKS
 
 
 def literal_aupro(maps, masks, limit=0.3):
@@ -37,18 +37,13 @@ def literal_aupro(maps, masks, limit=0.3):
 
 @pytest.mark.parametrize("levels", [None, 7])
 def test_pixel_metrics_equal_the_definitions(levels):
-    rng = np.random.default_rng(0)
-    masks = blobs(rng)
-    maps = rng.standard_normal(masks.shape) + 0.8 * masks
-    if levels:  # many ties
-        maps = np.round(maps * levels / 4)
-    got = pixel_metrics(maps.astype(np.float32), masks)
-    y, s = masks.ravel(), maps.astype(np.float32).ravel()
+    maps = (np.round(MAPS * levels / 4) if levels else MAPS).astype(np.float32)  # levels: many ties
+    got, y, s = pixel_metrics(maps, MASKS), MASKS.ravel(), maps.ravel()
     precision, recall, _ = precision_recall_curve(y, s)
     assert got["P-AUROC"] == pytest.approx(roc_auc_score(y, s), abs=1e-12)
     assert got["P-AP"] == pytest.approx(average_precision_score(y, s), abs=1e-12)
     assert got["P-F1max"] == pytest.approx((2 * precision * recall / (precision + recall + 1e-300)).max(), abs=1e-12)
-    assert got["AUPRO"] == pytest.approx(literal_aupro(maps.astype(np.float32), masks), abs=1e-9)
+    assert got["AUPRO"] == pytest.approx(literal_aupro(maps, MASKS), abs=1e-9)
 
 
 def test_aupro_by_hand():
@@ -61,59 +56,35 @@ def test_aupro_by_hand():
     assert pixel_metrics(maps, masks)["AUPRO"] == pytest.approx(0.25 / 0.3)
 
 
-def test_components_touch_at_corners():
-    masks = np.zeros((1, 4, 4), dtype=bool)
-    masks[0, 0, 0] = masks[0, 1, 1] = True  # one 8-connected component, two 4-connected ones
-    maps = np.zeros((1, 4, 4), dtype=np.float32)
-    maps[0, 0, 0] = 1.0
-    # Overlap 1/2 up to FPR 0, then along the diagonal of the ties at 0 to (1, 1).
-    assert pixel_metrics(maps, masks)["AUPRO"] == pytest.approx((0.5 + 0.5 + 0.5 * 0.3) / 2)
-
-
-def test_perfect_and_inverted():
-    rng = np.random.default_rng(1)
-    masks = blobs(rng)
-    labels = masks.any(axis=(1, 2))
-    perfect = evaluate(labels + 0.0, labels, masks + 0.0, masks)
-    assert all(perfect[name] == pytest.approx(1.0) for name in METRICS)
-    inverted = evaluate(-(labels + 0.0), labels, -(masks + 0.0), masks)
+def test_perfect_inverted_and_constant():
+    perfect = evaluate(LABELS + 0.0, LABELS, MASKS + 0.0, MASKS)
+    assert perfect == pytest.approx(dict.fromkeys(METRICS, 1.0))
+    inverted = evaluate(-(LABELS + 0.0), LABELS, -(MASKS + 0.0), MASKS)
     assert inverted["I-AUROC"] == inverted["P-AUROC"] == 0.0
     # With two levels the curve is the line from (1, 0) to (1, 1): nothing lies below FPR 0.3.
     assert inverted["AUPRO"] == pytest.approx(0.0)
+    constant = evaluate(np.ones(6), LABELS, np.ones(MASKS.shape, np.float32), MASKS)
+    assert constant["I-AUROC"] == constant["P-AUROC"] == 0.5
+    assert (constant["I-AP"], constant["P-AP"]) == pytest.approx((LABELS.mean(), MASKS.mean()))
+    assert constant["AUPRO"] == pytest.approx(0.15)  # the diagonal, from 0 to 0.3
 
 
 def test_monotone_change_moves_nothing():
-    rng = np.random.default_rng(2)
-    masks = blobs(rng)
-    labels = masks.any(axis=(1, 2))
-    maps = rng.standard_normal(masks.shape) + masks
-    scores = maps.max(axis=(1, 2))
-    before = evaluate(scores, labels, maps, masks)
-    after = evaluate(np.exp(3 * scores), labels, np.exp(3 * maps) - 7, masks)
+    scores = MAPS.max(axis=(1, 2))
+    before = evaluate(scores, LABELS, MAPS, MASKS)
+    after = evaluate(np.exp(3 * scores), LABELS, np.exp(3 * MAPS) - 7, MASKS)
     assert after == pytest.approx(before, abs=1e-12)
-
-
-def test_constant_scores():
-    masks = blobs(np.random.default_rng(3))
-    labels = masks.any(axis=(1, 2))
-    got = evaluate(np.ones(len(labels)), labels, np.ones(masks.shape, np.float32), masks)
-    assert got["I-AUROC"] == got["P-AUROC"] == 0.5
-    assert got["I-AP"] == pytest.approx(labels.mean())
-    assert got["P-AP"] == pytest.approx(masks.mean())
-    assert got["AUPRO"] == pytest.approx(0.15)  # the diagonal, from 0 to 0.3
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_not_finite_is_refused(bad):
-    masks = blobs(np.random.default_rng(4))
-    labels = masks.any(axis=(1, 2))
-    scores, maps = np.zeros(len(labels)), np.zeros(masks.shape)
-    scores[1] = bad
-    with pytest.raises(ValueError, match="image scores: 1 of 6"):
-        evaluate(scores, labels)
+    scores, maps = np.zeros(6), np.zeros(MASKS.shape)
     maps[3, 0, 0] = bad
     with pytest.raises(ValueError, match="maps: 1 of"):
-        evaluate(np.zeros(len(labels)), labels, maps, masks)
+        evaluate(scores, LABELS, maps, MASKS)
+    scores[1] = bad
+    with pytest.raises(ValueError, match="image scores: 1 of 6"):
+        evaluate(scores, LABELS)
 
 
 def test_what_is_not_defined_is_nan_and_said():
@@ -135,7 +106,6 @@ def test_wrong_shapes_and_wrong_masks():
 
 def test_memory_is_bounded():
     # 2,000 maps of 256 x 256 must fit in 4 GiB; 100 of them are a twentieth, input included.
-    rng = np.random.default_rng(5)
     tracemalloc.start()
     maps = rng.standard_normal((100, 256, 256), dtype=np.float32)
     masks = np.zeros(maps.shape, dtype=bool)

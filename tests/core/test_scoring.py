@@ -75,6 +75,10 @@ def test_threshold_by_hand():
     assert conformal_threshold(scores, 0.1) == 18
     assert conformal_threshold(np.arange(1, 40), 0.05) == 38  # (40)(0.95) is 38 exactly, not 38.0000000001
     assert conformal_p_values(scores, np.array([0, 19, 20])) == pytest.approx([1, 0.1, 0.05])
+    with pytest.raises(ValueError, match="1 of 3 scores are not finite"):
+        conformal_threshold(np.array([1, np.nan, 2]), 0.1)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        conformal_threshold(np.arange(3), 1.5)
 
 
 def test_p_value_and_threshold_are_one_decision():
@@ -98,9 +102,7 @@ def test_conformal_coverage(n, alpha):
     assert np.mean(flagged) == pytest.approx(expected, abs=4 * math.sqrt(alpha / 20000))
 
 
-@pytest.mark.parametrize(
-    ("n", "held_out"), [(3, 1), (30, 10), (39, 13), (40, 20), (54, 20), (60, 20), (209, 21), (1000, 100)]
-)
+@pytest.mark.parametrize(("n", "held_out"), [(3, 1), (39, 13), (40, 20), (60, 20), (209, 21), (1000, 100)])
 def test_split(n, held_out):
     fit, calibration = calibration_split(n, 0.1, seed=0)
     assert len(calibration) == held_out
@@ -128,13 +130,6 @@ def test_the_number_of_images_that_a_rate_needs_is_the_smallest(alpha):
     needed, images = images_needed(alpha, 0.1)
     assert conformal_threshold(np.arange(needed), alpha) < math.inf == conformal_threshold(np.arange(needed - 1), alpha)
     assert len(calibration_split(images, 0.1, 0)[1]) >= needed > len(calibration_split(images - 1, 0.1, 0)[1])
-
-
-def test_bad_scores_are_refused():
-    with pytest.raises(ValueError, match="1 of 3 scores are not finite"):
-        conformal_threshold(np.array([1, np.nan, 2]), 0.1)
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        conformal_threshold(np.arange(3), 1.5)
 
 
 def test_local_scale_finds_what_one_covariance_cannot():

@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 import nbformat
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -136,26 +135,3 @@ def test_every_data_set_and_kind_of_model_has_rows_of_its_own(tables):
 def test_a_missing_table_gives_no_row(tables):
     assert list(judged({"summary": tables["summary"]}).claim) == ["d2", "f3", "f1"]
     assert list(judged({}).columns) == list(claims.CLAIM_COLUMNS) and judged({}).empty
-
-
-# interval, (holds, fails, partly) -> verdict
-@pytest.mark.parametrize(("interval", "rule", "expected"), [
-    ((0.97, 0.96, 0.98), (True, False, False), HOLDS),
-    ((0.97, 0.96, 0.98), (True, False, True), HOLDS),
-    ((0.8, 0.7, 0.9), (False, True, False), FAILS),
-    ((0.8, 0.7, 0.9), (False, True, True), PARTLY),
-    ((0.95, 0.9, 0.98), (False, False, False), OPEN),
-    ((np.nan, np.nan, np.nan), (False, False, False), OPEN),
-    (None, (False, False, False), UNTESTED),
-])  # fmt: skip
-def test_a_verdict(interval, rule, expected):
-    assert claims.verdict(interval, *rule) == expected
-
-
-def test_a_row_shows_its_interval():
-    claim = claims.Claims()
-    where = {"dataset": "d", "unified": False, "notebook": "12_speed", "n": "3 rounds"}
-    claim("f2", "faster", "timed", (2.0, 1.5, 2.5), False, False, form="+.2f", **where)
-    claim("f1", "published", "other data", None, False, False, **where)
-    assert list(claim.table().interval) == ["+2.00 [+1.50, +2.50]", "-"]
-    assert list(claim.show("f2").verdict) == [OPEN]

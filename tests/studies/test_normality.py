@@ -76,10 +76,9 @@ def test_intervals_are_over_images_not_over_values():
     assert high - low == pytest.approx(2 * 1.96 * images.mean(axis=1).std() / np.sqrt(15), rel=0.2)
 
 
-@pytest.mark.parametrize("bad", [np.zeros((3, 4)), np.full((3, 4), np.nan), np.ones((1, 4))])
-def test_what_has_no_distribution_is_refused(bad):
-    with pytest.raises(InputError, match="constant or not finite|at least 2"):
-        normality.marginal_effects(bad, seed=0)
+def test_one_image_has_no_interval():
+    with pytest.raises(InputError, match="at least 2"):
+        normality.marginal_effects(np.ones((1, 4)), seed=0)
 
 
 def test_squared_norms_follow_chi_square(gaussian):
@@ -110,7 +109,7 @@ def test_radial_autocorrelation(gaussian):
 
 
 def held(curve):
-    return ((curve.observed >= curve.null_low) & (curve.observed <= curve.null_high)).all()
+    return curve.observed.between(curve.null_low, curve.null_high).all()
 
 
 def test_qq_bands(gaussian):
@@ -126,20 +125,3 @@ def test_the_null_band_holds_whole_curves_and_is_narrow_enough_to_see_a_fault(sc
     draws = (scale * np.random.default_rng(seed).standard_normal((5, 200)) for seed in range(60))
     share = np.mean([held(normality.qq_curve(one, stats.norm, seed=0, n_points=31)) for one in draws])
     assert least <= share <= most
-
-
-def test_pixels_reject_a_true_gaussian_and_one_location_an_image_does_not():
-    """The trap: smooth fields, every value exactly N(0, 1). Tested pixel by pixel they look anything but Gaussian."""
-    pixels, locations = [], []
-    for seed in range(20):
-        smooth = np.random.default_rng(seed).standard_normal((24, 4, 1, 1)) * np.ones((1, 1, 8, 8))
-        pixels.append(stats.kstest(smooth.ravel(), stats.norm.cdf).pvalue)
-        locations.append(normality.one_location_tests(smooth, seed, n_monte_carlo=99))
-    assert np.mean(np.array(pixels) < 0.05) > 0.9
-    for name in ("ks_standard", "ad_fitted", "ks_norm"):
-        assert np.mean([one[name] < 0.05 for one in locations]) <= 0.2
-
-
-def test_one_location_tests_find_what_is_large(gaussian):
-    found = normality.one_location_tests(3 * gaussian + 2, seed=0)
-    assert found["ks_norm"] < 1e-6 and found["ks_standard"] < 0.01 < found["ad_fitted"], "a fit minds no place or scale"

@@ -17,9 +17,12 @@ def at_origin(tiny_detector):
 
 
 @pytest.mark.parametrize("name", rivals.RIVALS)
-def test_every_rival_has_one_shape(tiny_detector, name):
-    rival = rivals.fit_rival(name, tiny_detector)
+def test_every_rival_has_one_shape_and_asks_as_often_as_it_says(tiny_detector, name):
+    asked, network = [], tiny_detector.denoiser
+    rival = rivals.RIVALS[name](tiny_detector.with_network(lambda z, t: asked.append(len(z)) or network(z, t)))
+    asked.clear()
     nll = rival.nll(X0)
+    assert sum(asked) == 5 * rival.evaluations
     assert nll.shape == (5, 8, 8) and nll.isfinite().all() and nll.device.type == "cpu"
     assert torch.equal(rival.scores(X0, nll), rival.scores(X0)) and rival.scores(X0).shape == (5,)
     assert set(rival.reading) == {"input", "t", "density", "image_score"}
@@ -28,17 +31,12 @@ def test_every_rival_has_one_shape(tiny_detector, name):
         assert torch.equal(nll, DENSITIES[density].fit(tiny_detector.good[0]).nll(X0))
 
 
-def test_an_object_may_stand_in_place_of_a_name(tiny_detector):
+def test_a_rival_of_ones_own_needs_a_nll_alone(tiny_detector):
     class Brightness(rivals.Rival):
-        """Half of what a rival needs is inherited."""
-
         def nll(self, x0):
             return x0.mean(dim=1)
 
-    rival = rivals.fit_rival(Brightness, tiny_detector)
-    assert torch.equal(rival.scores(X0), image_score(X0.mean(dim=1), "top10"))
-    with pytest.raises(InputError, match="unknown rival 'padim'; known: gaussian, "):
-        rivals.fit_rival("padim", tiny_detector)
+    assert torch.equal(Brightness(tiny_detector).scores(X0), image_score(X0.mean(dim=1), "top10"))
 
 
 def test_nearest_neighbour_by_hand(tiny_detector):
@@ -62,7 +60,7 @@ def test_inversion_is_three_steps_to_the_last_noise_estimate(at_origin):
     seen, network = [], at_origin.denoiser
     detector = at_origin.with_network(lambda z, t: seen.append(int(t[0])) or network(z, t))
     detector._good = detector.good[0], X0
-    rival = rivals.Inversion.fit(detector)
+    rival = rivals.Inversion(detector)
     seen.clear()
     expected = X0.norm(dim=1) / (1 - at_origin.abar[0]).sqrt()
     assert torch.allclose(rival.nll(X0), expected, rtol=1e-4) and seen == [0, 500, 999]
@@ -71,7 +69,7 @@ def test_inversion_is_three_steps_to_the_last_noise_estimate(at_origin):
     assert torch.allclose(rival.scores(X0[:1]), rival.scores(X0)[:1], atol=1e-4), "no image sees another one"
     detector._good = detector.good[0], X0[:1]
     with pytest.raises(InputError, match="at least 2"):
-        rivals.Inversion.fit(detector)
+        rivals.Inversion(detector)
 
 
 @pytest.mark.parametrize("steps", [1, 4])
@@ -92,7 +90,7 @@ def test_reconstruction_of_what_is_known(tiny_detector, at_origin, steps):
 def test_an_early_t_has_room_for_few_steps(tiny_detector):
     for t, steps in {0: 1, 3: 3, 200: 5}.items():
         reading = tiny_detector.reading.model_copy(update={"t": t})
-        rival = rivals.RIVALS["reconstruct5"].fit(tiny_detector.with_reading(reading))
+        rival = rivals.RIVALS["reconstruct5"](tiny_detector.with_reading(reading))
         assert rival.evaluations == len(rival.times) == steps and rival.reading["t"] == t
 
 

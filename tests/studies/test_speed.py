@@ -1,11 +1,10 @@
-"""The benchmark measures what it says: turns, ratios and yardsticks; no test here asserts a time."""
+"""A timing measures what it says: turns, ratios and memory; no test here asserts a time."""
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from irf_lib import Settings
 from irf_lib.files import InputError
 from irf_lib.studies import speed
 
@@ -50,32 +49,6 @@ def test_peak_memory_sees_what_was_held():
     assert np.isnan(held) or 60 < held < 200
 
 
-@pytest.fixture(scope="module")
-def detector():
-    settings = Settings(backbone="rgb", image_size=32, feature_size=8, width=64, depth=1)
-    return speed.benchmark_detector(settings, "cpu")
-
-
 def test_a_time_is_that_of_one_image():
     calls = []
     assert speed.milliseconds_per_image(calls.append, np.zeros((4, 3, 8, 8))) >= 0 and len(calls) == 3, "one warm-up"
-
-
-def test_every_case_runs_and_asks_the_network_as_often_as_it_says(detector, monkeypatch):
-    asked, forward = [], torch.nn.functional.scaled_dot_product_attention  # once a block: these networks have one
-
-    def counted(*args, **kwargs):
-        asked.append(len(args[0]))
-        return forward(*args, **kwargs)
-
-    cases, halves = speed.scoring_cases(detector, np.random.default_rng(1).random((3, 3, 32, 32), np.float32), (10,))
-    assert list(halves) == ["score_bf16"]
-    once, none = ("floor", "score", "score_bf16", "denoiser"), ("backbone", "density", "density_full", "upsample")
-    several = {"inversion3": 3, "inversion3_denoiser": 3, "reconstruct10": 10, "reconstruct10_denoiser": 10}
-    expected = dict.fromkeys(once, 1) | dict.fromkeys((*none, "gaussian", "knn"), 0) | several
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
-    assert set(cases) == set(expected)
-    for name, case in cases.items():
-        asked.clear()
-        case()
-        assert sum(asked) == 3 * expected[name], name
