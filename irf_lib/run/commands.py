@@ -287,9 +287,7 @@ def download(name: str, to: Path | None = None, archive: Path | None = None, yes
         print(f"{shown} is there already, nothing to do")
     else:
         print(public.notice(source), f"to:       {shown}", sep="\n")
-        public.check_request(source, archive)
-        if not yes:
-            raise InputError("nothing was done; if you accept the licence above, say so with --yes.")
+        yes or typer.confirm("Do you accept its licence?", abort=True)
         public.download(source, target, archive)
     print(f"next: python -m irf_lib data check --data {shlex.quote(shown)}")
     print(f"then: python -m irf_lib run reference --config data={shlex.quote(shown)} run={name}")
