@@ -1,4 +1,4 @@
-"""The notebooks as they are committed: skeleton, parameters, small cells, prose, links and no outputs."""
+"""The notebooks as they are committed: skeleton, parameters, small cells, prose and links."""
 
 import ast
 import re
@@ -113,9 +113,3 @@ def test_definitions_are_short_and_stand_once():
 def test_links_resolve(name):
     for target in re.findall(r"\]\(([^)#\s]+)\)", "\n".join(sources(name, "markdown"))):
         assert target.startswith("https://") or (FOLDER / target).is_file(), target
-
-
-@each_notebook
-def test_no_outputs_are_committed(name):
-    assert all(cell.outputs == [] and cell.execution_count is None
-               for cell in NOTEBOOKS[name] if cell.cell_type == "code")  # fmt: skip
