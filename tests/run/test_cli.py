@@ -133,7 +133,7 @@ def test_data_check_names_leaks(project, main, capsys):
     (project / "parts/bolt/test/good/9.png").write_bytes((project / "parts/bolt/train/good/03.png").read_bytes())
     assert main("data", "check", "--data", "parts") == 2
     assert "test/good/9.png: a test image that is byte for byte the training image" in capsys.readouterr().out
-    assert main("data", "list", "--data", "parts", "--category", "nut") == 0
+    assert main("data", "check", "--data", "parts", "--category", "nut") == 0
     assert "nut " in (said := capsys.readouterr().out) and "bolt" not in said
 
 
