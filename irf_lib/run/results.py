@@ -233,9 +233,6 @@ class Run:
     def save_text(self, text: str, name: str) -> Path:
         return self.save(name, lambda path: path.write_text(text, encoding="utf-8"))
 
-    def save_arrays(self, name: str, **arrays: np.ndarray) -> Path:
-        return self.save(name, lambda path: np.savez_compressed(path, **arrays))
-
     def save_figure(self, figure: Figure, name: str) -> None:
         """figures/``name`` as PDF and PNG; without a date, so that the same figure is the same bytes."""
         self.save(f"figures/{name}.pdf", lambda path: figure.savefig(path, metadata={"CreationDate": None}))
@@ -254,10 +251,10 @@ class Run:
         made = {path: provenance.vouched(path) for path in sorted(self.top.glob(f"*/*/**/{name}"))}
         if unfinished := [self.show(path) for path, one in made.items() if not one]:
             print(f"left out, their notebook did not get to its end: {', '.join(unfinished)}")
-        readings = {json.dumps(one["reading"]): path for path, one in made.items() if one and one["reading"]}
+        readings = {json.dumps(one["reading"]) for one in made.values() if one and one["reading"]}
         if len(readings) > 1:
-            several = ", ".join(f"{self.show(path)} by {reading}" for reading, path in readings.items())
-            raise InputError(f"{name} was made by different readings ({several}); make all by one, or choose an out.")
+            several = " and ".join(sorted(readings))
+            raise InputError(f"{name} was made by different readings, {several}; make all by one, or choose an out.")
         return [path for path, one in made.items() if one]
 
     def gather(self, name: str) -> pd.DataFrame:

@@ -1,14 +1,12 @@
 """images.py: exact pixels of every kind of file, and one sentence for each that cannot be read."""
 
 import io
-from contextlib import suppress
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from irf_lib.data.images import image_size, load_image, load_images, load_mask, load_picture
-from irf_lib.files import InputError
 
 SIDE = 32
 RGB = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
@@ -61,14 +59,11 @@ def test_the_pixels_of_each_kind_of_file(tmp_path, name):
     assert image_size(tmp_path / name) == (SIDE, SIDE) and load_picture(tmp_path / name, 8).shape == (8, 8, 3)
 
 
-def test_resizing_is_antialiased_square_and_bilinear(tmp_path):
+def test_resizing_is_antialiased_and_square(tmp_path):
     stripes = np.zeros((64, 128), np.uint8)
     stripes[:, ::2] = 255
     Image.fromarray(stripes).save(tmp_path / "a.png")
     assert np.abs(load_image(tmp_path / "a.png", 16) - 0.5).max() < 0.05  # nearest would give 0 or 1
-    Image.fromarray(RGB[:20]).save(tmp_path / "b.png")
-    reference = Image.fromarray(RGB[:20]).resize((24, 24), Image.Resampling.BILINEAR)
-    assert np.abs(load_image(tmp_path / "b.png", 24) - planes(np.asarray(reference))).max() <= 1 / 255
 
 
 def test_load_images_keeps_the_order_and_names_the_first_that_fails(tmp_path, refused):
@@ -91,9 +86,8 @@ def test_masks_are_whatever_is_not_black(tmp_path, refused):
     refused("m.jpg export the mask as PNG", load_mask, tmp_path / "m.jpg")
 
 
-PNG, BMP = encoded(RGB, "PNG"), encoded(RGB, "BMP")
+PNG = encoded(RGB, "PNG")
 REFUSED = {
-    "animated.png": (encoded(RGB, "PNG", **TWO), "holds 2 pictures"),
     "pages.tif": (encoded(RGB, "TIFF", **TWO), "holds 2 pictures"),
     "float.tif": (encoded(DEEP.astype(np.float32), "TIFF"), "32-bit pixels"),
     "deep.tif": (encoded(DEEP.astype(np.int32), "TIFF"), "32-bit pixels"),
@@ -102,7 +96,6 @@ REFUSED = {
     "empty.png": (b"", "empty (0 bytes)"),
     "dot.png": (encoded(RGB[:1, :1], "PNG"), "too small to hold a part"),
     "flipped.png": (PNG[:-20] + bytes([PNG[-20] ^ 1]) + PNG[-19:], "not a readable"),  # the checksum of the pixels
-    "bomb.bmp": (BMP[:18] + 2 * (2**15).to_bytes(4, "little") + BMP[26:], "exceeds limit"),  # the size it declares
 }
 
 
@@ -116,17 +109,3 @@ def test_what_is_no_image_is_one_sentence(tmp_path, name, refused):
 def test_what_is_no_file_is_one_sentence(tmp_path, name, refused):
     (tmp_path / "folder.png").mkdir()
     refused(f"{name}: cannot be read restore", load_image, tmp_path / name)
-
-
-@pytest.mark.parametrize("name", KINDS)
-@pytest.mark.filterwarnings("ignore")
-def test_a_damaged_file_is_read_or_refused_in_a_sentence(tmp_path, name):
-    rng, data = np.random.default_rng(0), KINDS[name][0]
-    for n in range(12):
-        spoilt = bytearray(data[: rng.integers(len(data))] if n % 3 == 0 else data)
-        for place in rng.integers(len(spoilt), size=3 if len(spoilt) else 0):
-            spoilt[place] = rng.integers(256)
-        (tmp_path / name).write_bytes(spoilt)
-        with suppress(InputError):
-            image = load_image(tmp_path / name, 16)
-            assert image.shape == (3, 16, 16) and 0 <= image.min() <= image.max() <= 1

@@ -143,12 +143,6 @@ def test_each_error_names_the_file_and_the_remedy(tmp_path, layout, spoil, words
     refused(words, lambda: check_category(read_category(root, "set")))
 
 
-def test_reading_looks_at_names_only(root, refused):
-    for path in root.rglob("*.png"):
-        path.write_bytes(b"")
-    refused("train/good/0.png empty copy", check_category, read_category(root, "set"))
-
-
 def test_leaks_and_duplicates_are_reported(root):
     for name, first in (("test/good/1.png", "train/good/0.png"), ("test/broken/1.png", "test/broken/0.png")):
         (root / name).write_bytes((root / first).read_bytes())

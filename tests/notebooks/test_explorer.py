@@ -62,12 +62,6 @@ def test_only_a_new_timestep_or_input_asks_the_network_for_the_good_images(explo
     assert max(asked) > 1
 
 
-@pytest.mark.parametrize("change, message", [({"alpha": 1.5}, "false-alarm rate"), ({"how": "clean"}, "how")])
-def test_an_impossible_choice_is_refused(explorer, change, message):
-    with pytest.raises(ValueError, match=message):
-        explorer.look(**change)
-
-
 def test_the_picture_follows_the_controls(explorer):
     def drawn(index):
         explorer.controls["index"].value = index

@@ -168,7 +168,7 @@ def test_tables_are_gathered_from_finished_notebooks(open_run, capsys):
     with pytest.raises(InputError, match="holds no finished claims.csv"):
         gathering.gather("claims.csv")
     scored(open_run(seed=2, reading={"t": 300}))
-    with pytest.raises(InputError, match="different readings .*200.*300.*make all by one"):
+    with pytest.raises(InputError, match="different readings.*200.*300.*make all by one"):
         gathering.gather("metrics.csv")
 
 
@@ -195,11 +195,8 @@ def test_files(open_run):
     run = open_run()
     figure, _ = plt.subplots(figsize=(1, 1))
     run.save_figure(figure, "a")
-    run.save_arrays("b.npz", nll=np.ones(3))
-    run.save_text("ä", "c.md")
     run.save_table(pd.DataFrame({"category": ["01"]}), "d.csv")
     run.finish()
-    assert np.load(run.folder / "b.npz")["nll"].sum() == 3 and (run.folder / "c.md").read_text("utf-8") == "ä"
     assert run.read_table("d.csv").category[0] == "01", "BTAD's categories are names"
     assert (run.folder / "figures" / "a.png").is_file()
     before = (run.folder / "figures" / "a.pdf").read_bytes()
