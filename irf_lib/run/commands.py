@@ -272,7 +272,8 @@ def download(name: str, to: Path | None = None, archive: Path | None = None, yes
         print(f"{shown} is there already, nothing to do")
     else:
         print(public.notice(source), f"to:       {shown}", sep="\n")
-        yes or typer.confirm("Do you accept its licence?", abort=True)
+        if not yes:
+            typer.confirm("Do you accept its licence?", abort=True)
         public.download(source, target, archive)
     print(f"next: python -m irf_lib data check --data {shlex.quote(shown)}")
     print(f"then: python -m irf_lib run reference --config data={shlex.quote(shown)} run={name}")

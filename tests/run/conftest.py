@@ -1,8 +1,8 @@
 """A project folder of its own with two small categories, and the command line as a function."""
 
-import json
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 from PIL import Image
@@ -59,13 +59,10 @@ def photograph():
 def write_notebook(path: Path, *cells: str) -> Path:
     """A notebook of code cells; the first one holds the parameters."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    code = [
-        {"cell_type": "code", "id": f"c{i}", "execution_count": None, "outputs": [], "source": source, "metadata": {}}
-        for i, source in enumerate(cells)
-    ]
-    code[0]["metadata"] = {"tags": ["parameters"]}
+    code = [nbformat.v4.new_code_cell(source) for source in cells]
+    code[0].metadata = {"tags": ["parameters"]}
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    path.write_text(json.dumps({"cells": code, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}))
+    nbformat.write(nbformat.v4.new_notebook(cells=code, metadata=kernel), path)
     return path
 
 
