@@ -142,7 +142,7 @@ def _visa_rows(root: Path) -> list[Any]:
 
     columns, shown = ["object", "split", "label", "image", "mask"], printable(root / VISA)
     try:
-        table = pd.read_csv(root / VISA, usecols=columns, dtype=str, na_filter=False)
+        table = pd.read_csv(root / VISA, usecols=columns, index_col=False, dtype=str, na_filter=False)
     except ValueError as error:
         raise InputError(f"{shown}: no table of {columns} ({one_line(error)}); restore VisA's own file.") from None
     if len(odd := table[~table["object"].str.fullmatch(r"\w[\w. -]*")]):  # it names folders of results as well
