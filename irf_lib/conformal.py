@@ -11,12 +11,16 @@ import math
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
 from .files import InputError
 from .scoring import anomaly_map
+
+if TYPE_CHECKING:
+    from .settings import Reading
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class Scores:
     scores: np.ndarray  # (N,) float64
     calibration: np.ndarray  # (n,) scores of the held-out good images
     image_size: int
+    reading: Reading  # how they were read; its t is a number
 
     @cached_property
     def maps(self) -> np.ndarray:

@@ -3,6 +3,7 @@
     detector = Detector(Settings(), seed=0).fit(good_images)     # trains once
     result = detector.read(new_images)                           # .scores .maps .p_values
     result.flagged(alpha=0.05)                                   # the verdict
+    detector.reading.t                                           # the timestep, chosen in fit without labels
     detector.read(new_images, Reading(t=300))                    # the same network, read another way
     detector.save(file);  Detector.load(file)
 
@@ -25,11 +26,11 @@ from tqdm.auto import tqdm
 
 from .conformal import Scores, calibration_split
 from .data.images import Images, checked_images, load_images
-from .diffusion import TrainStep, alpha_bars, resolve_device, train
+from .diffusion import TrainStep, alpha_bars, denoising_loss, resolve_device, train
 from .files import InputError
 from .irf import Denoiser, inverse_residual_field, network_input, predicted_x0
 from .networks.backbones import build_backbone, channel_statistics
-from .networks.denoisers import Preconditioned, build_denoiser
+from .networks.denoisers import Preconditioned, build_denoiser, gaussian_optimum
 from .networks.fast import fold
 from .saved import SavedAsOneFile
 from .scoring import Density, anomaly_map, density_class, image_score
@@ -39,11 +40,16 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
+# Where fit looks for the best timestep. Later ones leave the loss of any network, and so a gain, near 0.
+TIMESTEPS = (20, 50, 75, 100, 125, 150, 200, 250, 300, 400, 500, 700)
+
+
 class Detector(SavedAsOneFile):
     """A DDPM on the features of good parts, read once per image.
 
     After :meth:`fit`: ``history`` (a TrainStep per step), ``train_seconds``, ``fit_index`` and ``calibration_index``
-    into the images that it was fitted on. ``cache`` (data.cache.FeatureCache) keeps features of image files on disk.
+    into the images that it was fitted on, and ``best_t``, which the t "auto" of a reading stands for. ``cache``
+    (data.cache.FeatureCache) keeps features of image files on disk.
     """
 
     def __init__(
@@ -56,8 +62,9 @@ class Detector(SavedAsOneFile):
         local_only: bool = False,
     ):
         super().__init__()
-        self.settings, self.reading = settings or Settings(), reading or Reading()
+        self.settings, self.asked = settings or Settings(), reading or Reading()
         self.seed, self.cache, self.extra = seed, cache, {}
+        self.best_t: int | None = None
         s = self.settings
         self.backbone = build_backbone(s.backbone, s.feature_size, s.backbone_weights, local_only)
         for name in ("mean", "std"):
@@ -77,6 +84,16 @@ class Detector(SavedAsOneFile):
         self._fitted: dict[tuple, tuple[Density, Tensor]] = {}
         self._good_fields: tuple = (None, None)
         self._draw: Tensor | None = None
+
+    @property
+    def reading(self) -> Reading:
+        """How it reads by default: as ``asked``, with the timestep that "auto" stands for."""
+        return self.resolved(self.asked)
+
+    def resolved(self, reading: Reading | None) -> Reading:
+        """``reading``, by default the detector's own, with ``best_t`` in the place of "auto" once it is known."""
+        reading, known = reading or self.asked, self.best_t is not None
+        return reading.model_copy(update={"t": self.best_t}) if reading.t == "auto" and known else reading
 
     @property
     def device(self) -> torch.device:
@@ -114,8 +131,16 @@ class Detector(SavedAsOneFile):
         self._good = x0[self.fit_index], x0[self.calibration_index]
         self._train(progress, checkpoint, accelerator)
         if accelerator is None or accelerator.is_main_process:
+            self.best_t = self._choose_t()
             self._normal(self.reading)
         return self
+
+    def _choose_t(self) -> int:
+        """The timestep of TIMESTEPS at which the denoising loss of held-out good images lies furthest below that of the
+        Gaussian optimum (notebook 06). Ten images are enough: both losses are of the same images and noise."""
+        networks = gaussian_optimum(self.good[0], self.device), self.denoiser
+        optimum, ours = (denoising_loss(one, self.good[1][:10], TIMESTEPS, self.seed, self.device) for one in networks)
+        return TIMESTEPS[int((optimum - ours).mean(dim=1).argmax())]
 
     def _train(self, progress: str | None, checkpoint: Path | None, accelerator: Accelerator | None) -> None:
         x0, steps = self._good[0], self.settings.for_images(len(self.fit_index)).steps
@@ -231,18 +256,18 @@ class Detector(SavedAsOneFile):
 
     def network_input(self, x0: Tensor, reading: Reading | None = None) -> Tensor:
         """What the network is shown for features ``x0``: the features themselves, scaled, or noised."""
-        reading = reading or self.reading
+        reading = self.resolved(reading)
         return network_input(x0, reading.t, self.abar.to(x0.device), reading.input, self._noise(reading, x0))
 
     def denoised(self, x0: Tensor, fields: Tensor, reading: Reading | None = None) -> Tensor:
         """The network's denoised estimate of ``x0`` that belongs to its ``fields``; it costs no further evaluation."""
-        reading = reading or self.reading
+        reading = self.resolved(reading)
         return predicted_x0(self.network_input(x0, reading), fields, self.abar[reading.t].to(x0.device))
 
     def fields(self, x0: Tensor, reading: Reading | None = None) -> Tensor:
         """The inverse residual field of features ``x0``, (N, C, s, s) on the CPU: one evaluation per image."""
         self._require_fit()
-        return self._together(field for field, _ in self._stages(self._x0(x0), reading or self.reading))
+        return self._together(field for field, _ in self._stages(self._x0(x0), self.resolved(reading)))
 
     def read(
         self,
@@ -258,11 +283,11 @@ class Detector(SavedAsOneFile):
         good images where they were not attached.
         """
         self._require_fit()
-        reading = reading or self.reading
+        reading = self.resolved(reading)
         found = self._stages(self._x0(images, progress), reading, self.density(reading), fields)
         nll = torch.cat([torch.empty(0, self.backbone.size, self.backbone.size), *(one.cpu() for _, one in found)])
         scores = image_score(nll, reading.image_score) if len(nll) else torch.empty(0)
-        return Scores(nll, scores.double().numpy(), self.calibration(reading), self.settings.image_size)
+        return Scores(nll, scores.double().numpy(), self.calibration(reading), self.settings.image_size, reading)
 
     def scorer(self, precision: Literal["fp32", "bf16"] = "fp32") -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         """A function of pixels (N, 3, H, W) to (scores (N,), maps (N, image_size, image_size)), both on the device.
@@ -298,21 +323,21 @@ class Detector(SavedAsOneFile):
     def density(self, reading: Reading | None = None) -> Density:
         """The density of the good images' fields under a reading."""
         self._require_fit()
-        return self._normal(reading or self.reading)[0]
+        return self._normal(self.resolved(reading))[0]
 
     def calibration(self, reading: Reading | None = None) -> np.ndarray:
         """Scores (n,) of the held-out good images under a reading, float64."""
-        reading = reading or self.reading
+        reading = self.resolved(reading)
         return image_score(self._normal(reading)[1], reading.image_score).double().numpy()
 
     def threshold(self, alpha: float = 0.05, reading: Reading | None = None) -> float:
         """The conformal threshold in nats, as :meth:`Scores.threshold`."""
-        return Scores(torch.empty(0), np.empty(0), self.calibration(reading), 0).threshold(alpha)
+        return Scores(torch.empty(0), np.empty(0), self.calibration(reading), 0, self.reading).threshold(alpha)
 
     def with_reading(self, reading: Reading) -> Detector:
         """A copy whose default reading is another one; network and fitted readings are shared."""
         other = copy.copy(self)
-        other.reading = reading
+        other.asked = reading
         return other
 
     def with_network(self, denoiser: Denoiser) -> Detector:

@@ -14,7 +14,7 @@ from .files import InputError, load_tensors, one_line, printable, save_tensors
 from .scoring import density_class
 from .settings import CUSTOM, Reading, Settings
 
-FORMAT = 2
+FORMAT = 3
 
 
 class SavedAsOneFile(nn.Module):
@@ -31,7 +31,8 @@ class SavedAsOneFile(nn.Module):
         meta = {
             "format": FORMAT,
             "settings": self.settings.model_dump(),
-            "reading": self.reading.model_dump(),
+            "reading": self.asked.model_dump(),
+            "best_t": self.best_t,
             "seed": self.seed,
             "backbone_fingerprint": self.backbone.fingerprint(),
             "train_seconds": self.train_seconds,
@@ -77,6 +78,7 @@ class SavedAsOneFile(nn.Module):
             raise ValueError("its held-out values do not fit its feature maps")
         self.denoiser = self.new_denoiser().to(self.device).eval()
         self.load_state_dict(tensors, strict=False)  # all but the backbone, which its fingerprint has checked
+        self.best_t = meta["best_t"]
         fitted = density_class(self.reading.density)(**density)
         self._fitted[self.reading.t, self.reading.input, self.reading.density] = fitted, held_out
         self.fit_index, self.calibration_index = fit_index.numpy(), calibration_index.numpy()

@@ -5,7 +5,7 @@ Unknown names and wrong types are refused. An object of your own may stand in th
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
@@ -58,7 +58,8 @@ class Reading(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    t: int = Field(200, ge=0, lt=T)  # the timestep of the one evaluation
+    # The timestep of the one evaluation; "auto" is the one that the detector chose in fit, without labels.
+    t: Annotated[int, Field(ge=0, lt=T)] | Literal["auto"] = "auto"
     input: Literal["clean", "scaled", "noised"] = "scaled"
     density: Any = "full"  # a name in DENSITIES, or a class derived from scoring.Density
     image_score: str = "top10"

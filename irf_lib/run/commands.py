@@ -113,7 +113,7 @@ def fit(good: Path, out: Place, preset: Preset = "reference", set_: Changes = No
             print(f"a checkpoint was kept, the same command resumes: {parts.checkpoint_of(path)}", file=sys.stderr)
     held_out = len(detector.calibration_index)
     print(f"fitted on {len(images) - held_out}, threshold {_nats(detector.threshold(alpha))} from {held_out} held out, "
-          f"at a false-alarm rate of {alpha:g}")  # fmt: skip
+          f"at a false-alarm rate of {alpha:g}; read at t = {detector.reading.t}")  # fmt: skip
     print(f"done in {time.monotonic() - start:.0f} s: {printable(out)}")
     print(f"next: python -m irf_lib score {shlex.quote(printable(out))} IMAGES --out DIR")
 

@@ -75,7 +75,7 @@ def fit_model(images: Sequence[Path], path: Path, settings: Settings | None = No
         if path.exists() and not force:
             raise InputError(f"{printable(path)} holds another model, or is damaged; take another folder or --force.")
         detector = Detector(settings, reading, seed, device).fit(images, progress, checkpoint_of(path))
-    elif detector.reading != reading:
+    elif detector.asked != reading:
         detector = detector.attach(images).with_reading(reading)
     elif detector.extra.get("alpha") == alpha:
         return detector

@@ -76,8 +76,11 @@ def validated(model: type[Model], values: Mapping[str, Any]) -> Model:
     try:
         return model(**values)
     except ValidationError as error:
-        found = [(".".join(map(str, one["loc"])) or "together", one["msg"], one["input"]) for one in error.errors()]
-        said = (f"{name}: {what.removeprefix('Value error, ')} (got {given!r})" for name, what, given in found)
+        found: dict[tuple, list[str]] = {}  # where a value may be of two kinds, there is a message for each
+        for one in error.errors():
+            place = str(one["loc"][0]) if one["loc"] else "together", repr(one["input"])
+            found.setdefault(place, []).append(one["msg"].removeprefix("Value error, "))
+        said = (f"{name}: {' or '.join(what)} (got {given})" for (name, given), what in found.items())
         raise InputError(f"wrong {model.__name__.lower()}: {'; '.join(said)}") from None
 
 

@@ -87,7 +87,7 @@ class Run:
         self.stage, self.own, self.parameters, self.started = stage, dict(own), given, time.monotonic()
         self.root, self.preset, self.seed = project_root(), PRESETS[given.preset], given.seed
         self.settings = validated(Settings, {**self.preset.settings, **given.settings})
-        self.reading = validated(Reading, {**self.preset.reading, **given.reading})
+        self.asked = self.reading = validated(Reading, {**self.preset.reading, **given.reading})
         self.device, self.git = resolve_device(given.device), provenance.git_state(self.root)
         self.top = provenance.checked_out(self.root, given.out or f"results/{given.preset}", given.data)
         self.cache, self._written = self.root / ".cache" / "features", set()
@@ -155,29 +155,32 @@ class Run:
         print(f"{device_name(self.device)} | results in {self.show(self.folder)}")
         warnings.formatwarning = lambda message, *_: f"warning: {message}\n"  # without a path of this machine
 
-    def detector(self, progress: bool = True, accelerator: Accelerator | None = None, name: str = "detector",
-                 settings: Settings | None = None) -> Detector:  # fmt: skip
+    def detector(self, progress: bool = True, accelerator: Accelerator | None = None) -> Detector:
         """The detector of these Settings, images and seed: loaded if it was trained before, by the same code; else
-        trained and saved as <name>.safetensors. It knows its good images, so that it can be read in any way."""
-        path, store, settings = self.home / f"{name}.safetensors", FeatureCache(self.cache), settings or self.settings
+        trained and saved. It knows its good images, so that it can be read in any way."""
+        detector = self._trained("detector", self.settings, progress, accelerator)
+        self.reading = detector.reading  # its t is a number now
+        return detector
+
+    def variant(self, name: str, changes: Mapping[str, Any]) -> Detector:
+        """As :meth:`detector`, with changed Settings, kept as variants/<name>.safetensors."""
+        return self._trained(f"variants/{name}", validated(Settings, self.settings.model_dump() | dict(changes)))
+
+    def _trained(self, name: str, settings: Settings, progress: bool = True, accelerator=None) -> Detector:
+        path, store = self.home / f"{name}.safetensors", FeatureCache(self.cache)
         data = [content_hash(category.train) for category in self.trained]
         made_from = {"data": data, "code": provenance.training_code()}
         device = str(accelerator.device if accelerator else self.device)
         if detector := load_same(path, settings, self.seed, made_from, device, store):
-            detector = detector.attach(self.training).with_reading(self.reading)
+            detector = detector.attach(self.training).with_reading(self.asked)
         else:
-            detector = Detector(settings, self.reading, self.seed, device, store)
+            detector = Detector(settings, self.asked, self.seed, device, store)
             detector.fit(self.training, self.label if progress else None, checkpoint_of(path), accelerator)
             if accelerator and not accelerator.is_main_process:
                 return detector
             self._written.add(detector.save(path, made_from))
         checkpoint_of(path).unlink(missing_ok=True)
         return detector
-
-    def variant(self, name: str, changes: Mapping[str, Any]) -> Detector:
-        """As :meth:`detector`, with changed Settings, kept as variants/<name>.safetensors."""
-        settings = validated(Settings, self.settings.model_dump() | dict(changes))
-        return self.detector(name=f"variants/{name}", settings=settings)
 
     def held_out_images(self, detector: Detector) -> np.ndarray:
         """The held-out good images of the category under test, (n, 3, H, W) in [0, 1]."""
@@ -201,10 +204,11 @@ class Run:
             ) -> tuple[dict[str, Any], dict[str, Any], pd.DataFrame]:  # fmt: skip
         """One method's row of metrics.csv, its row of intervals.csv and its rows of image_scores.csv.
 
-        ``found`` is what a detector read, or anomaly values (N, s, s); ``reading`` says how, by default as the run does
-        (None where a method has no such thing); ``scores`` (N,) are those of a method that has a rule of its own.
+        ``found`` is what a detector read, or anomaly values (N, s, s); ``reading`` says how (None where a method has no
+        such thing), by default as ``found`` was read, or as the run reads; ``scores`` (N,) are those of a method that
+        has a rule of its own.
         """
-        reading = self.reading if reading is None else reading
+        reading = reading or getattr(found, "reading", self.reading)
         how = reading.model_dump() if isinstance(reading, Reading) else reading
         nll, scores = (found.nll, found.scores) if isinstance(found, Scores) else (found, scores)
         scores = image_score(nll, how["image_score"]) if scores is None else scores
@@ -271,7 +275,7 @@ class Run:
         made = {
             "stage": self.stage, "commit": self.git[0], "dirty": self.git[1], "parameters": given | self.own,
             "settings": self.settings.model_dump(),
-            "reading": self.reading.model_dump() if "reading" in given else None, "dataset": self.dataset,
+            "reading": self.asked.model_dump() if "reading" in given else None, "dataset": self.dataset,
             "data_sha256": {one.name: category_hash(one) for one in self.trained},
             "precision": resolve_precision(self.settings.precision, self.device),
             "device": device_name(self.device), "threads": torch.get_num_threads(),

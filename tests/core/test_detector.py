@@ -74,6 +74,16 @@ def test_same_seed_same_detector_and_a_second_fit_is_not_more_training(detector)
     assert again.threshold() == detector.threshold()
 
 
+def test_the_timestep_is_where_the_network_is_furthest_ahead(detector):
+    """A network that is the Gaussian optimum at t = 300 and knows nothing elsewhere is ahead, by 0, at 300 alone."""
+    optimum = gaussian_optimum(detector.good[0])
+    other = detector.with_network(lambda x, t: optimum(x, t) * (t == 300).view(-1, 1, 1, 1))
+    assert other._choose_t() == 300
+    assert detector.reading.t == detector.best_t == detector._choose_t() and detector.asked.t == "auto"
+    assert detector.read(surfaces(1, seed=5)).reading == detector.reading
+    assert detector.with_reading(Reading(t=7)).reading.t == 7
+
+
 def test_another_reading_or_alpha_never_trains_and_folds_once(detector, monkeypatch):
     monkeypatch.setattr(detector_module, "train", lambda *_, **__: pytest.fail("a network was trained"))
     folded = []
@@ -83,7 +93,7 @@ def test_another_reading_or_alpha_never_trains_and_folds_once(detector, monkeypa
     first = fresh.read(images)
     for reading in (Reading(t=50), Reading(density="standard"), Reading(image_score="max"), Reading(t=50)):
         assert not np.array_equal(fresh.read(images, reading).scores, first.scores)
-    assert folded == [200, 50], "once for each timestep"
+    assert folded == [fresh.reading.t, 50], "once for each timestep"
     assert first.flagged(0.5).sum() >= first.flagged(0.05).sum() and first.threshold(0.5) < first.threshold(0.05)
 
 

@@ -77,7 +77,7 @@ def test_a_fold_depends_on_its_timestep_alone():
 @pytest.mark.parametrize("density", list(DENSITIES))
 @pytest.mark.parametrize("how", ["clean", "scaled", "noised"])
 def test_reading_is_the_plain_path(tiny_detector, tiny_images, density, how):
-    reading, new = Reading(density=density, input=how), tiny_images[:10]
+    reading, new = Reading(t=200, density=density, input=how), tiny_images[:10]
     # The plain path: raw features, the network as it was trained, the whole batch at once.
     x0 = (tiny_detector.backbone(torch.from_numpy(new)) - tiny_detector.mean) / tiny_detector.std
     z = tiny_detector.network_input(x0, reading)

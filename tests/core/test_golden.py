@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from irf_lib import Detector, Settings
+from irf_lib import Detector, Reading, Settings
 from irf_lib.data.embedded import write_embedded
 from irf_lib.data.images import load_mask
 from irf_lib.data.layouts import read_category
@@ -40,7 +40,7 @@ def found(request, textures):
     """Of one texture ``rows``, method -> metric -> value, and ``fields`` of the golden images."""
     category = read_category(textures, request.param)
     settings = Settings(**(PRESETS["quick"].settings | {"steps": 100}))  # as it was when they were taken
-    detector = Detector(settings, seed=0, device="cpu").fit(list(category.train), progress=None)
+    detector = Detector(settings, Reading(t=200), seed=0, device="cpu").fit(list(category.train), progress=None)
     size = settings.image_size
     labels = np.array([image.is_anomalous for image in category.test])
     masks = np.stack([load_mask(image.mask, size) for image in category.test])

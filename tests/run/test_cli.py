@@ -76,7 +76,7 @@ def test_another_reading_or_alpha_trains_nothing(photographs, model, main, tmp_p
 
 def test_a_model_that_was_edited_is_refused(model, main, tmp_path, capsys):
     path, good = model / "detector.safetensors", tmp_path / "good"
-    path.write_bytes(path.read_bytes().replace(b'\\"t\\": 200', b'\\"t\\": 900'))
+    path.write_bytes(path.read_bytes().replace(b'\\"best_t\\": ', b'\\"best_t\\": 9'))
     assert main("score", model, good, "--out", tmp_path / "r") == main("fit", good, "--out", model, *SETS) == 2
     said = capsys.readouterr().err
     assert said.count("error: ") == said.count("detector.safetensors") == said.count("\n") == 2
@@ -91,7 +91,7 @@ def test_a_model_that_was_edited_is_refused(model, main, tmp_path, capsys):
         ("fit two --out m", "at least 3 good images"),
         ("fit set --out m", "holds several categories (a, b); name the folder of one"),
         ("fit two --out two/m", "two/m lies inside two"),
-        ("fit two --out m --set t=yes", "wrong reading: t: Input should be a valid integer (got 'yes')"),
+        ("fit two --out m --set t=yes", "t: Input should be a valid integer or Input should be 'auto' (got 'yes')"),
         ("fit two --out m --set t", "--set takes NAME=VALUE, got 't'"),
         ("fit two --out m --device abacus", "device: device 'abacus' is not available here"),
         ("data download nothing", "there is no data set 'nothing' to download"),

@@ -136,7 +136,8 @@ def test_a_row_is_what_the_metrics_say(open_run, project):
     run = open_run()
     test = run.test_set(run.detector(progress=False))
     nll = torch.arange(8 * 16.0).reshape(8, 4, 4)
-    found, how = Scores(nll, np.arange(8.0), np.arange(3.0), 32), {"input": None, "t": None, "density": "x"}
+    found = Scores(nll, np.arange(8.0), np.arange(3.0), 32, run.reading)
+    how = {"input": None, "t": None, "density": "x"}
     row, interval, images = run.row(test, "rival", found, how | {"image_score": None})
     expected = metrics.evaluate(np.arange(8.0), test.labels, found.maps, test.masks)
     assert {name: row[name] for name in expected} == expected
@@ -144,7 +145,7 @@ def test_a_row_is_what_the_metrics_say(open_run, project):
     assert interval["lo"] <= interval["value"] == row["I-AUROC"] <= interval["hi"] and interval["n"] == 8
     assert images.image.tolist() == test.names and test.names[0] == "good/00.png"
     own = run.row(test, "rival", nll, run.reading, scores=-torch.arange(8))[0]
-    assert own["I-AUROC"] == 1 - row["I-AUROC"] and own["t"] == 200
+    assert own["I-AUROC"] == 1 - row["I-AUROC"] and own["t"] == run.reading.t > 0
     assert run.row(test, "rival:x", nll)[2].score.tolist() == [16 * i + 10.5 for i in range(8)], "top10"
     for folder in ("test/hole", "ground_truth"):
         shutil.rmtree(project / "parts/bolt" / folder)
@@ -168,7 +169,7 @@ def test_tables_are_gathered_from_finished_notebooks(open_run, capsys):
     with pytest.raises(InputError, match="holds no finished claims.csv"):
         gathering.gather("claims.csv")
     scored(open_run(seed=2, reading={"t": 300}))
-    with pytest.raises(InputError, match="different readings.*200.*300.*make all by one"):
+    with pytest.raises(InputError, match="different readings.*auto.*300.*make all by one"):
         gathering.gather("metrics.csv")
 
 
@@ -181,7 +182,7 @@ def test_provenance_vouches_for_every_file(open_run):
     assert set(made["files"]) == {"detector.safetensors", "metrics.csv"}
     assert all(file_sha256(run.folder / name) == digest for name, digest in made["files"].items())
     assert made["parameters"]["alpha"] == 0.1 and made["parameters"]["category"] == "bolt"
-    assert made["settings"]["steps"] == 12 and made["reading"]["t"] == 200 and made["commit"] == "unknown"
+    assert made["settings"]["steps"] == 12 and made["reading"]["t"] == "auto" and made["commit"] == "unknown"
     assert set(made["data_sha256"]) == {"bolt"} and made["wall_s"] > 0
     assert provenance.vouched(run.folder / "metrics.csv") == made and len(run.read_table("metrics.csv")) == 1
     (run.folder / "metrics.csv").write_text("edited")

@@ -78,13 +78,13 @@ def test_inversion_is_three_steps_to_the_last_noise_estimate(at_origin):
 def test_reconstruction_of_what_is_known(tiny_detector, at_origin, steps):
     error = rivals.Reconstruction(at_origin, steps).nll(X0)
     assert torch.allclose(error, X0.square().mean(dim=1), atol=1e-3), "it rebuilds the origin, whatever it is given"
-    abar = tiny_detector.abar
+    abar, t = tiny_detector.abar, tiny_detector.reading.t
     noised = rivals.Reconstruction(tiny_detector).path(X0)[0][1]
-    noise = (noised - abar[200].sqrt() * X0) / (1 - abar[200]).sqrt()
+    noise = (noised - abar[t].sqrt() * X0) / (1 - abar[t]).sqrt()
     perfect = rivals.Reconstruction(tiny_detector.with_network(lambda z, t: noise), steps)
     assert perfect.nll(X0).abs().max() < 1e-6, "who knows the noise rebuilds x_0"
     path = perfect.path(X0)
-    assert [s for s, _ in path] == [round(200 * (steps - i) / steps) for i in range(steps + 1)]
+    assert [s for s, _ in path] == [round(t * (steps - i) / steps) for i in range(steps + 1)]
     for s, state in path[:-1]:
         assert torch.allclose(state, abar[s].sqrt() * X0 + (1 - abar[s]).sqrt() * noise, atol=1e-5), "noised to s"
 
