@@ -1,7 +1,6 @@
 """Feature maps of image files, computed once and kept on disk."""
 
 import hashlib
-import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..files import InputError, RunError, file_sha256, load_tensors, save_tensors
+from ..files import InputError, file_sha256, load_tensors, save_tensors
 from ..networks import backbones
 from . import images
 
@@ -21,7 +20,7 @@ class FeatureCache:
     """Maps image files to raw (not standardised) feature maps (N, C, s, s) float32 on the CPU.
 
     An entry is keyed by the backbone's weights, the sizes, the kind of device, the code that makes the features, and
-    the file's bytes. A damaged one is computed again; where none can be written, one warning says so.
+    the file's bytes. A damaged one is computed again.
     """
 
     def __init__(self, folder: Path):
@@ -48,10 +47,7 @@ class FeatureCache:
             pixels = torch.from_numpy(images.load_images([paths[i] for i in batch], image_size))  # (b, 3, H, W)
             for i, one in zip(batch, backbone(pixels.to(device)).float().cpu(), strict=True):
                 maps[i] = one
-                try:
-                    save_tensors(entries[i], {"features": one}, {})
-                except RunError:  # the same text each time: Python shows it once
-                    warnings.warn(f"features are not kept: {self.folder} cannot be written", stacklevel=3)
+                save_tensors(entries[i], {"features": one}, {})
         return torch.stack(maps) if maps else torch.empty(0, *shape)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..files import InputError, RunError, file_sha256, one_line, printable, read_json, write_json
+from ..files import InputError, file_sha256, printable, read_json, write_json
 from . import texture_defects, textures
 from .images import in_threads
 
@@ -18,9 +18,9 @@ _MANIFEST = "manifest.json"
 def write_embedded(root: Path, n_train: int = 64, n_test_good: int = 24, n_per_defect: int = 6, seed: int = 0) -> Path:
     """Write the seeded textures under `root` in the MVTec AD layout, or find them there; return `root`.
 
-    Each image has its own generator, SeedSequence((seed, category, split, kind, image)). The folder appears at once,
-    whole, so several processes may call this together; it is written again if its parameters or the textures' code
-    changed. InputError where it holds other files, RunError if it cannot be written."""
+    Each image has its own generator, SeedSequence((seed, category, split, kind, image)). The folder appears whole, so
+    several processes may call this together; it is written again if its parameters or the textures' code changed.
+    InputError where it holds other files."""
     plan = list(_plan(n_train, n_test_good, n_per_defect))
     manifest = {
         "made_by": _MAKER,
@@ -40,19 +40,19 @@ def write_embedded(root: Path, n_train: int = 64, n_test_good: int = 24, n_per_d
             if folder.exists() and _found(folder) != manifest:
                 folder.rename(Path(scratch, "old"))
             new.rename(folder)
-    except OSError as error:
+    except OSError:
         if _found(folder) != manifest:  # otherwise another process was quicker, which made the rename fail
-            raise RunError(f"{printable(root)} cannot be written ({one_line(error)}): check the disk.") from error
+            raise
     return Path(root)
 
 
 def _found(folder: Path) -> dict:
     """Our manifest in `folder`, {} if none or not all of its files are there. InputError if there are other files."""
     manifest = read_json(folder / _MANIFEST) if (folder / _MANIFEST).exists() else {}
-    ours = manifest if isinstance(manifest, dict) and manifest.get("made_by") == _MAKER else {"files": []}
-    expected = {folder / name for name in ours["files"]}
+    ours = [_MANIFEST, *manifest["files"]] if manifest.get("made_by") == _MAKER else []
+    expected = {folder / name for name in ours}
     present = {path for path in (folder, *folder.rglob("*")) if path.is_file() and not path.name.startswith(".")}
-    if foreign := sorted(present - expected - ({folder / _MANIFEST} if expected else set())):
+    if foreign := sorted(present - expected):
         raise InputError(f"{printable(foreign[0])}: was not written here; move it, or choose another folder.")
     return manifest if expected <= present else {}
 

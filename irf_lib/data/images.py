@@ -1,7 +1,6 @@
 """Image files as arrays: what a photograph is once it is decoded, whatever its format and depth.
 
-PNG, JPEG, BMP and TIFF by Pillow: 8 or 16 bit, or float in [0, 1]; grey, RGB, palette or CMYK. Alpha is dropped and
-EXIF orientation applied. A file that cannot be read is one InputError that names it and the remedy.
+PNG, JPEG, BMP and TIFF by Pillow, 8 or 16 bit; grey, RGB, palette or CMYK. Alpha is dropped, EXIF orientation applied.
 """
 
 import hashlib
@@ -18,8 +17,7 @@ from ..files import InputError, one_line, printable
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 SIDE_FILES = {"", ".txt", ".md", ".json", ".csv", ".db", ".ini", ".xml", ".yaml", ".yml", ".html", ".pdf"}
-TYPES = "PNG, JPEG, BMP or TIFF"
-_FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
+FORMATS, TYPES = ("PNG", "JPEG", "BMP", "TIFF"), "PNG, JPEG, BMP or TIFF"
 Images = Sequence[Path] | np.ndarray
 
 
@@ -27,8 +25,6 @@ def load_image(path: Path, size: int = 256) -> np.ndarray:
     """An image as float32 (3, size, size) in [0, 1]: grey repeated, the aspect ratio not kept, antialiased bilinear in
     float for every depth. Raises InputError if it cannot be decoded."""
     pixels, white = _decode(path)  # (H, W, 1 or 3)
-    if min(pixels.shape[:2]) < 2:
-        raise InputError(f"{printable(path)}: too small to hold a part; replace or remove it.")
     channels = [Image.fromarray(np.ascontiguousarray(c, np.float32)) for c in np.moveaxis(pixels, 2, 0)]
     resized = [np.asarray(channel.resize((size, size), Image.Resampling.BILINEAR)) for channel in channels]
     image = np.clip(np.stack(resized) / np.float32(white), 0, 1)  # rounding leaves [0, 1] by an ulp
@@ -36,17 +32,15 @@ def load_image(path: Path, size: int = 256) -> np.ndarray:
 
 
 def checked_images(images: Images) -> Images:
-    """``images`` as a list of paths, or as the array (N, 3, H, W) in [0, 1] that they are. InputError for another
-    shape, type or range: an image in 0..255 would be scored, and be a defect."""
+    """``images`` as a list of paths, or the array (N, 3, H, W) in [0, 1] that they are. InputError for all else."""
     if not isinstance(images, np.ndarray):
         if isinstance(images, (str, bytes, Path)) or not all(isinstance(one, (str, Path)) for one in images):
             raise InputError("images must be a list of paths, or a NumPy array (N, 3, H, W); list the files")
         return [Path(one) for one in images]
-    said = f"images must be an array (N, 3, H, W) of floats in [0, 1], got {images.dtype} of shape {images.shape}"
-    if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < 32:
-        raise InputError(f"{said}; put three channels before height and width, of at least 32 x 32 pixels")
-    if images.dtype.kind != "f" or (images.size and not (images.min() >= 0 and images.max() <= 1)):  # NaN fails as well
-        raise InputError(f"{said}, or values outside or NaN; convert them, and divide 8-bit pixels by 255")
+    fits = images.ndim == 4 and images.shape[1] == 3 and min(images.shape[2:]) >= 32 and images.dtype.kind == "f"
+    if not fits or (images.size and not (images.min() >= 0 and images.max() <= 1)):  # NaN fails as well
+        said = f"images must be an array (N, 3, H, W) of floats in [0, 1], got {images.dtype} of shape {images.shape}"
+        raise InputError(f"{said}; channels before height and width (at least 32 x 32); divide 8-bit pixels by 255")
     return images
 
 
@@ -92,19 +86,17 @@ def content_hash(paths: Iterable[Path]) -> str:
 
 
 def in_threads(function: Callable, arguments: Iterable) -> list:
-    """What ``function`` returns for each argument, in their order; so is the first exception that is raised."""
+    """What ``function`` returns for each argument, in their order."""
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # Pillow releases the GIL while it decodes
         return list(pool.map(function, arguments))
 
 
 def _read_bytes(path: Path) -> bytes:
     try:
-        if Path(path).is_file():  # a pipe would keep us waiting for ever
-            return Path(path).read_bytes()
-        reason = "no such file"
+        return Path(path).read_bytes()
     except OSError as error:
-        reason = error.strerror
-    raise InputError(f"{printable(path)}: cannot be read ({reason}); restore it or its permissions.")
+        why = f"cannot be read ({error.strerror})"
+        raise InputError(f"{printable(path)}: {why}; restore it or its permissions.") from None
 
 
 def _decode(path: Path) -> tuple[np.ndarray, float]:
@@ -113,9 +105,9 @@ def _decode(path: Path) -> tuple[np.ndarray, float]:
     if not data:
         raise InputError(f"{shown}: empty (0 bytes); copy the file again or remove it.")
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as file:  # by content, not by name
+        with Image.open(io.BytesIO(data), formats=FORMATS) as file:  # by content, not by name
             file.verify()  # a PNG's checksums, which decoding does not read to the end
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as file:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as file:
             frames = 1 if file.format in ("JPEG", "MPO") else getattr(file, "n_frames", 1)  # a phone's has a preview
             image = ImageOps.exif_transpose(file)
     except Exception as error:  # on damaged bytes decoders raise almost anything, even SyntaxError
@@ -123,13 +115,12 @@ def _decode(path: Path) -> tuple[np.ndarray, float]:
         raise InputError(f"{shown}: not a readable {TYPES} file ({reason}); replace or remove it.") from None
     if frames > 1:
         raise InputError(f"{shown}: holds {frames} pictures; save each as a file of its own.")
+    if min(image.size) < 2:
+        raise InputError(f"{shown}: too small to hold a part; replace or remove it.")
+    if image.mode in ("F", "I"):
+        raise InputError(f"{shown}: 32-bit pixels; save it with 8 or 16 bits.")
     if image.mode.startswith("I;16"):
         return np.asarray(image).astype(np.uint16)[..., None], 65535.0  # convert("RGB") would clip at 255
-    if image.mode in ("F", "I"):
-        pixels = np.asarray(image, np.float32)[..., None]
-        if image.mode == "I" or not (pixels.min() >= 0 and pixels.max() <= 1):  # NaN fails as well
-            raise InputError(f"{shown}: 32-bit pixels, not floats in [0, 1]; save it with 8 or 16 bits.")
-        return pixels, 1.0
     if image.mode in ("1", "L", "LA"):
         return np.asarray(image.convert("L"))[..., None], 255.0
     image = image.convert("RGBA") if image.mode in ("P", "PA") else image  # straight to RGB, Pillow warns about alpha

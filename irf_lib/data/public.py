@@ -4,12 +4,10 @@ unpacked; the folder NAME appears in one step, complete."""
 import shutil
 import tarfile
 import tempfile
-import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pooch
-from tqdm import tqdm
 
 from ..files import InputError, RunError, file_sha256, one_line, printable, write_json
 from .layouts import find_categories
@@ -23,7 +21,7 @@ class Source:
 
     title: str
     archive: str  # the archive's file name; its suffix says how to unpack it
-    n_bytes: int  # of the archive as last heard of: for the notice, nothing depends on it
+    n_bytes: int  # of the archive as last heard of, for the notice
     sha256: str  # hex
     url: str
     home: str  # the page where a person finds it
@@ -83,7 +81,7 @@ def notice(source: Source) -> str:
 
 def is_finished(source: Source, target: Path) -> bool:
     """Whether `target` is the data set as :func:`download` left it. InputError if it holds anything else."""
-    target, marker = Path(target), Path(target, MARKER)
+    marker = Path(target, MARKER)
     if not target.exists() or target.is_dir() and not any(target.iterdir()):
         return False
     if marker.is_file() and source.sha256 in marker.read_text(encoding="utf-8", errors="replace"):
@@ -91,25 +89,18 @@ def is_finished(source: Source, target: Path) -> bool:
     raise InputError(f"{printable(target)}: exists and is not {source.title}; name another folder with --to.")
 
 
-def check_request(source: Source, archive: Path | None = None) -> None:
-    """InputError if there is nothing to unpack: a source behind a form and no `archive`, or no such file."""
-    if archive is None and not source.url:
-        where = f"get {source.archive} at {source.home}, then run this again with --archive PATH/{source.archive}"
-        raise InputError(f"{source.title} is given out by its owner only; {where}")
-    if archive is not None and not Path(archive).is_file():
-        raise InputError(f"{printable(archive)}: no such file; name the {source.archive} that you have.")
-
-
 def download(source: Source, target: Path, archive: Path | None = None) -> Path:
     """Fetch the source's archive, or take `archive`, and unpack it as `target`; return the resolved `target`.
 
     A finished `target` is left alone, and a whole archive whose unpacking failed is not fetched again. RunError for a
-    network or a disk that failed, InputError for a wrong archive or a `target` in use."""
+    network or a disk that failed, InputError for a wrong or missing archive or a `target` in use."""
     target = Path(target).resolve()
     folder = target.with_name(f"{target.name}.download")
     if is_finished(source, target):
         return target
-    check_request(source, archive)
+    if not (archive or source.url):
+        where = f"get {source.archive} at {source.home}, then run this again with --archive PATH/{source.archive}"
+        raise InputError(f"{source.title} is given out by its owner only; {where}")
     if archive and (found := file_sha256(archive)) != source.sha256:
         wrong = f"its SHA-256 is {found}, that of {source.archive} {source.sha256}"
         raise InputError(f"{printable(archive)}: {wrong}; get it again at {source.home}")
@@ -118,7 +109,13 @@ def download(source: Source, target: Path, archive: Path | None = None) -> Path:
         path = archive or pooch.retrieve(source.url, source.sha256, source.archive, folder, progressbar=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f"{target.name}.tmp-", dir=target.parent) as staging:
-            root = _unpack(Path(path), Path(staging, "new"), source.archive.endswith(".zip"))
+            new = Path(staging, "new")
+            print("unpacking it, which takes minutes", flush=True)
+            if source.archive.endswith(".zip"):
+                shutil.unpack_archive(path, new, "zip")  # which leaves out what would lie outside of the folder
+            else:
+                shutil.unpack_archive(path, new, "tar", filter="data")  # which refuses it
+            root = next(place for place in (new, *sorted(new.iterdir())) if find_categories(place))
             write_json(root / MARKER, asdict(source))
             root.rename(target)  # which is absent or empty
         if archive is None:
@@ -127,14 +124,3 @@ def download(source: Source, target: Path, archive: Path | None = None) -> Path:
         said = f"{one_line(error, 500).rstrip('.')}; check the network, free space and permissions, and run this again"
         raise RunError(f"{source.title}: {said}, or name {source.archive} of {source.home} with --archive.") from error
     return target
-
-
-def _unpack(archive: Path, new: Path, is_zip: bool) -> Path:
-    """Write the archive's files into the folder `new`, and none outside of it; return the data set's folder in it."""
-    if is_zip:
-        with zipfile.ZipFile(archive) as file:  # cuts ".." and a drive or root off the names
-            file.extractall(new, tqdm(file.namelist(), unit=" files", desc="unpacking", disable=None))
-    else:
-        with tarfile.open(archive, "r|*") as file:  # as a stream: an .xz is not read twice
-            file.extractall(new, tqdm(file, unit=" files", desc="unpacking", disable=None), filter="data")
-    return next(place for place in (new, *sorted(new.iterdir())) if place.is_dir() and find_categories(place))

@@ -28,7 +28,8 @@ Changes = Annotated[list[str] | None, typer.Option("--set", metavar="K=V", help=
 Values = Annotated[list[str] | None, typer.Option("-p", metavar="K=V", help="One of its parameters.")]
 Alpha = Annotated[float | None, typer.Option(min=1e-4, max=0.9999, help="Share of good parts that may be flagged.")]
 Natural = Annotated[int, typer.Option(min=0, max=2**63 - 1)]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.",
+                                     callback=lambda name: validated(Parameters, {"device": name}).device)]  # fmt: skip
 Data = Annotated[str, typer.Option(metavar="DIR", help="A folder of images; default: the embedded data.")]
 Categories = Annotated[list[str] | None, typer.Option("--category", help="One category (repeat for more).")]
 
@@ -56,7 +57,7 @@ class Commands(TyperGroup):
 
 PLAIN = {"no_args_is_help": True, "add_completion": False, "rich_markup_mode": None, "pretty_exceptions_enable": False}
 app = typer.Typer(cls=Commands, help="OSD-IRF, reproduced.", **PLAIN)
-data_app = typer.Typer(help="Look at a data set, or get one.", **PLAIN)
+data_app = typer.Typer(help="Check a data set, or get one.", **PLAIN)
 app.add_typer(data_app, name="data")
 
 
@@ -93,15 +94,11 @@ def _nats(threshold: float) -> str:
 @app.command()
 def fit(good: Path, out: Place, preset: Preset = "reference", set_: Changes = None, alpha: Alpha = 0.05,
         seed: Natural = 0, device: Device = "auto", force: bool = False) -> None:  # fmt: skip
-    """Fit a model on GOOD, a folder of images of good parts, about 20 or more.
-
-    For another t, density or image score nothing is trained again.
-    """
+    """Fit a model on GOOD, a folder of about 20 images of good parts or more; another reading trains nothing again."""
     from ..settings import Reading, Settings
     from . import parts
 
     changed, read = _changes(set_)
-    validated(Parameters, {"device": device})
     settings = validated(Settings, {**PRESETS[preset].settings, **changed})
     reading = validated(Reading, {**PRESETS[preset].reading, **read})
     good, path, start = good.expanduser(), _model_file(out), time.monotonic()
@@ -131,7 +128,6 @@ def score(model: Path, images: list[Path], out: Place, alpha: Alpha = None, wors
     from ..detector import Detector
     from . import parts
 
-    validated(Parameters, {"device": device})
     folder = out.expanduser()
     found = parts.find_images([place.expanduser() for place in images], leave_out=folder / "overlays")
     detector = Detector.load(_model_file(model), device)
@@ -173,10 +169,7 @@ def _end_with(parent: int) -> None:
 
 @app.command()
 def notebook(nn: str, p: Values = None, out: Path | None = None) -> None:
-    """Execute one notebook, by its number: notebook 05 -p category=woven.
-
-    The executed copy is OUT, by default in notebooks/ beside its results.
-    """
+    """Execute one notebook, by its number: notebook 05 -p category=woven. OUT is notebooks/ beside its results."""
     from . import notebooks
 
     if "IRF_PARENT" in os.environ:
@@ -206,9 +199,8 @@ def train(preset: Preset = "quick", data: Data = "", category: str = "", seed: N
     from .results import Run
 
     settings, reading = _changes(set_)
-    # Where there is no GPU, accelerate must be told so, or each process that it started believes to be alone. The
-    # others wait for the main one while it computes features.
-    patience = InitProcessGroupKwargs(timeout=timedelta(hours=6))
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=6))  # the main process computes features meanwhile
+    # Where there is no GPU, accelerate must be told so, or each process that it started believes to be alone.
     accelerator = Accelerator(cpu=cpu or not torch.cuda.is_available(), kwargs_handlers=[patience])
     if accelerator.num_processes > 1:  # a killed launcher leaves its processes, and the next would train beside them
         _end_with(os.getppid())
@@ -249,9 +241,9 @@ def run(words: Annotated[list[str] | None, typer.Argument()] = None, cores: str 
     os.execv(sys.executable, [sys.executable, *map(str, command)])
 
 
-@data_app.command("list")
-def list_(data: Data = "", category: Categories = None, check: bool = False) -> int:
-    """What is there."""
+@data_app.command()
+def check(data: Data = "", category: Categories = None) -> int:
+    """Say what is there; decode every file; name leaks (a test image that is trained on) and duplicates."""
     from ..data.embedded import write_embedded
     from ..data.layouts import check_category, list_categories, read_category
 
@@ -259,19 +251,12 @@ def list_(data: Data = "", category: Categories = None, check: bool = False) -> 
     said = []
     print(f"{'category':<20} {'layout':<7} {'train':>6} {'good':>6} {'defect':>7}  masks")
     for one in (read_category(root, name) for name in category or list_categories(root)):
-        said += check_category(one) if check else []
+        said += check_category(one)
         defect = sum(image.is_anomalous for image in one.test)
         counts = f"{len(one.train):>6} {len(one.test) - defect:>6} {defect:>7}  {'yes' if one.has_masks else 'no'}"
         print(f"{printable(one.name):<20} {one.layout:<7} {counts}")
-    if check:
-        print(*(said or ["every file can be read, every mask fits, no image is there twice"]), sep="\n")
+    print(*(said or ["every file can be read, every mask fits, no image is there twice"]), sep="\n")
     return 2 if said else 0
-
-
-@data_app.command()
-def check(data: Data = "", category: Categories = None) -> int:
-    """Decode every file; name leaks (a test image that is trained on) and duplicates."""
-    return list_(data, category, check=True)
 
 
 @data_app.command()
@@ -287,9 +272,8 @@ def download(name: str, to: Path | None = None, archive: Path | None = None, yes
         print(f"{shown} is there already, nothing to do")
     else:
         print(public.notice(source), f"to:       {shown}", sep="\n")
-        public.check_request(source, archive)
         if not yes:
-            raise InputError("nothing was done; if you accept the licence above, say so with --yes.")
+            typer.confirm("Do you accept its licence?", abort=True)
         public.download(source, target, archive)
     print(f"next: python -m irf_lib data check --data {shlex.quote(shown)}")
     print(f"then: python -m irf_lib run reference --config data={shlex.quote(shown)} run={name}")

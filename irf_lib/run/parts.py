@@ -40,11 +40,10 @@ COLUMNS = ("image", "verdict", "score", "p_value", "threshold", "message")
 def good_images(folder: Path) -> list[Path]:
     """The good images of one kind of part: those of ``folder`` or its good/, or the training images of a category.
     Raises InputError where there are none, or where the folder holds several categories."""
-    names = list_categories(folder)
-    if len(names) > 1:
-        some = f"{len(names)} categories ({', '.join(map(printable, names[:5]))})"
-        raise InputError(f"{printable(folder)}: holds {some}; name the folder of one.")
-    return list(read_category(folder, names[0]).train)
+    name, *more = list_categories(folder)
+    if more:
+        raise InputError(f"{printable(folder)}: holds several categories ({name}, {more[0]}); name the folder of one.")
+    return list(read_category(folder, name).train)
 
 
 def checkpoint_of(path: Path) -> Path:
@@ -54,8 +53,7 @@ def checkpoint_of(path: Path) -> Path:
 
 def load_same(path: Path, settings: Settings, seed: int, made_from: Mapping, device: str = "auto",
               cache: Callable | None = None) -> Detector | None:  # fmt: skip
-    """The detector in ``path`` if it has these settings, this seed and what it was ``made_from``; None if there is
-    another one, a damaged one or none."""
+    """The detector in ``path`` if it has these settings, seed and ``made_from``; None if another, damaged or none."""
     with contextlib.suppress(InputError):
         one = Detector.load(path, device, cache)
         same = (one.settings.model_dump(), one.seed) == (settings.model_dump(), seed)
@@ -68,7 +66,7 @@ def fit_model(images: Sequence[Path], path: Path, settings: Settings | None = No
     """The detector of the good ``images``, saved as ``path``; ``alpha`` is kept in it, as the default of a verdict.
 
     If it was fitted on them before, it is loaded, and another reading or alpha is saved without training. A killed fit
-    resumes. Raises InputError for another model in ``path``, unless ``force``, and for images that cannot be fitted on.
+    resumes. Raises InputError for another model in ``path``, unless ``force``.
     """
     settings, reading = settings or Settings(), reading or Reading()
     made_from = {"images": content_hash(images), "n_images": len(images)}
@@ -114,38 +112,39 @@ def find_images(places: Sequence[Path], leave_out: Path | None = None) -> list[P
     """The image files among ``places``, and those in its folders and their subfolders (linked ones too), by name.
 
     Absolute, each once. Hidden files and the folder ``leave_out`` are left out, and files of another type, with a
-    warning. Raises InputError for a place that is missing or cannot be listed, or is no image, and where there is none.
+    warning. Raises InputError for a place that is missing or no image, and where there is none.
     """
     found: list[Path] = []
-    without = leave_out and os.path.abspath(leave_out)
     for place in (Path(os.path.abspath(place)) for place in places):
         if not place.exists():
             raise InputError(f"{printable(place)}: no such file or folder; check the path to the images.")
         if not place.is_dir() and place.suffix.lower() not in SUFFIXES:
             raise InputError(f"{printable(place)}: not an image by its name; there are {', '.join(SUFFIXES)}.")
-        found += _files(place, without) if place.is_dir() else [place]
+        found += _files(place, leave_out) if place.is_dir() else [place]
     images = [path for path in dict.fromkeys(found) if path.suffix.lower() in SUFFIXES]
-    foreign = sorted(printable(path.name) for path in found if path.suffix.lower() not in (*SIDE_FILES, *SUFFIXES))
+    foreign = [printable(path.name) for path in found if path.suffix.lower() not in (*SIDE_FILES, *SUFFIXES)]
     if foreign:
-        names = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
+        names = ", ".join(foreign[:3])
         warnings.warn(f"{len(foreign)} files of another type are left out ({names}); convert them.", stacklevel=2)
     if not images:
         raise InputError(f"{', '.join(map(printable, places))}: no image there ({', '.join(SUFFIXES)}); add some.")
     return images
 
 
-def _files(top: Path, without: str | None) -> Iterator[Path]:
+def _files(top: Path, leave_out: Path | None) -> Iterator[Path]:
     """The files of ``top`` by name, then those of its folders, without hidden ones; each real folder once."""
 
-    def refuse(error: OSError) -> None:
-        raise InputError(f"{printable(error.filename)}: cannot be listed; check its permissions.")
+    def refuse(error: OSError) -> None:  # os.walk would skip a folder that cannot be listed
+        raise error
 
-    seen = set()
+    seen = {os.path.realpath(leave_out)} if leave_out else set()
     for folder, below, names in os.walk(top, onerror=refuse, followlinks=True):
-        again = folder == without or os.path.realpath(folder) in seen
-        seen.add(os.path.realpath(folder))
-        below[:] = [] if again else sorted(name for name in below if not name.startswith("."))
-        yield from (Path(folder, name) for name in sorted(names) if not again and not name.startswith("."))
+        if (real := os.path.realpath(folder)) in seen:
+            below.clear()
+            continue
+        seen.add(real)
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
 
 
 def findings(detector: Detector, images: Sequence[Path], alpha: float = 0.05, at_once: int = 32) -> Iterator[Finding]:
@@ -180,7 +179,7 @@ def inspect(detector: Detector, images: Sequence[Path], folder: Path, worst: int
         found = findings(detector, images, alpha)
         for one in tqdm(found, progress, len(images), disable=progress is None, unit="image"):
             name, message = one.path.relative_to(root).as_posix(), one.problem
-            wanted = overlays == "all" or overlays == one.verdict
+            wanted = overlays in ("all", one.verdict)
             among = len(kept) < worst or (kept and one.score > kept[-1][0].score)
             if not message and (wanted or among):
                 try:
@@ -234,7 +233,7 @@ def _cell(text: str) -> str:
 
 def colour_limits(detector: Detector) -> tuple[float, float]:
     """Where an overlay starts to colour and where it is full, in nats: from the median score of the held-out good
-    images to four times as far from it as their highest. The model's own, so that all its overlays can be compared."""
+    images to four times as far from it as their highest. So all overlays of a model can be compared."""
     scores = detector.calibration()
     low, top = float(np.median(scores)), float(scores.max())
     return low, low + 4 * (top - low or 1.0)

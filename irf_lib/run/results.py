@@ -4,8 +4,7 @@
     results/<run>/                                 what is gathered from all of them
 
 A notebook opens ``run = Run.open("05_score_and_detect", preset=preset, ...)`` with the parameters that it has, writes
-only through it, and ends in ``run.finish()``. So every file has one writer, and the command line, plain papermill and
-Run All in JupyterLab leave the same files.
+only through it, and ends in ``run.finish()``: every file has one writer, however the notebook is executed.
 """
 
 from __future__ import annotations
@@ -60,7 +59,6 @@ class TestSet:
     __test__ = False  # not a test case, whatever pytest makes of the name
 
     category: Category
-    seed: int
     image_size: int
     x0: Tensor  # (N, C, s, s) standardised features
     labels: np.ndarray  # (N,) bool, True = anomalous
@@ -82,10 +80,7 @@ class Run:
     @classmethod
     def open(cls, stage: str, own: Mapping[str, Any] | None = None, **parameters: Any) -> Run:
         """Validate a notebook's parameters (those of Parameters that it has, and its ``own``) and bind the folder.
-
-        Raises InputError for an unknown or mistyped parameter or category, for an ``out`` among the project's sources
-        or the data, and for a folder that holds results of another preset or other Settings.
-        """
+        Raises InputError for a wrong one, an ``out`` among sources or data, and a folder of other Settings."""
         return cls(stage, own or {}, validated(Parameters, parameters))
 
     def __init__(self, stage: str, own: Mapping[str, Any], given: Parameters):
@@ -120,19 +115,19 @@ class Run:
     def _bind(self) -> None:
         """One folder, one preset and one Settings: a table must never mix networks that were made in different ways.
         A notebook without the parameter settings binds nothing, and works with those of the folder."""
-        path, binds = self.top / "run.json", "settings" in self.parameters.model_fields_set
-        mine = {"preset": self.parameters.preset, "settings": self.settings.model_dump() if binds else {}}
+        path, mine = self.top / "run.json", {"preset": self.parameters.preset, "settings": self.settings.model_dump()}
+        binds = "settings" in self.parameters.model_fields_set
         if binds and not path.exists():
             write_json(path, mine)
         kept = read_json(path) if path.exists() else mine
+        if not binds:
+            self.settings = validated(Settings, kept["settings"])
+            mine["settings"] = kept["settings"]
         theirs, ours = ({"preset": one["preset"], **one["settings"]} for one in (kept, mine))
-        odd = [name for name in ours | (theirs if binds else {}) if theirs.get(name) != ours.get(name)]
-        if odd:
+        if odd := [name for name in theirs | ours if theirs.get(name) != ours.get(name)]:
             changed = "; ".join(f"{name}: {theirs.get(name)!r} there, {ours.get(name)!r} now" for name in odd)
             said = f"{self.show(self.top)} holds results of other settings ({changed})"
             raise InputError(f"{said}; choose another out, or delete it.")
-        if kept["settings"] and not binds:
-            self.settings = validated(Settings, kept["settings"])
 
     @property
     def training(self) -> list[Path]:
@@ -159,8 +154,6 @@ class Run:
         print(f"{self.stage} | preset {self.parameters.preset}{what} | {state}")
         print(f"{device_name(self.device)} | results in {self.show(self.folder)}")
         warnings.formatwarning = lambda message, *_: f"warning: {message}\n"  # without a path of this machine
-
-    # --- the detector ----------------------------------------------------------------------------------------------
 
     def detector(self, progress: bool = True, accelerator: Accelerator | None = None) -> Detector:
         """The detector of these Settings, images and seed: loaded if it was trained before, by the same code; else
@@ -204,16 +197,16 @@ class Run:
         masks = [load_mask(one.mask, size) for one in category.test] if category.has_masks else None
         x0 = detector.features([one.path for one in category.test], progress=category.name)
         labels = np.array([one.is_anomalous for one in category.test])
-        return TestSet(category, self.seed, size, x0, labels, np.stack(masks) if masks else None)
+        return TestSet(category, size, x0, labels, np.stack(masks) if masks else None)
 
     def row(self, test: TestSet, method: str, found: Scores | Tensor, reading: Reading | Mapping | None = None,
             train_s: float = math.nan, ms_per_image: float = math.nan, scores: np.ndarray | Tensor | None = None,
             ) -> tuple[dict[str, Any], dict[str, Any], pd.DataFrame]:  # fmt: skip
         """One method's row of metrics.csv, its row of intervals.csv and its rows of image_scores.csv.
 
-        ``found`` is what a detector read, or anomaly values (N, s, s). ``reading`` says how (input, t, density,
-        image_score; None where a method has no such thing), by default as ``found`` was read, or as the run reads;
-        ``scores`` (N,) are those of a method that has a rule of its own.
+        ``found`` is what a detector read, or anomaly values (N, s, s); ``reading`` says how (None where a method has no
+        such thing), by default as ``found`` was read, or as the run reads; ``scores`` (N,) are those of a method that
+        has a rule of its own.
         """
         reading = reading or getattr(found, "reading", self.reading)
         how = reading.model_dump() if isinstance(reading, Reading) else reading
@@ -232,8 +225,6 @@ class Run:
         interval = head | {"metric": "I-AUROC", "value": value, "lo": low, "hi": high, "n": len(scores)}
         return row, interval, pd.DataFrame(head | {"image": test.names, "anomalous": test.labels, "score": scores})
 
-    # --- files -----------------------------------------------------------------------------------------------------
-
     def save(self, name: str, write: Callable[[Path], Any]) -> Path:
         """Let ``write(path)`` make a file of this notebook, atomically."""
         path = write_atomically(self.folder / name, write)
@@ -245,9 +236,6 @@ class Run:
 
     def save_text(self, text: str, name: str) -> Path:
         return self.save(name, lambda path: path.write_text(text, encoding="utf-8"))
-
-    def save_arrays(self, name: str, **arrays: np.ndarray) -> Path:
-        return self.save(name, lambda path: np.savez_compressed(path, **arrays))
 
     def save_figure(self, figure: Figure, name: str) -> None:
         """figures/``name`` as PDF and PNG; without a date, so that the same figure is the same bytes."""
@@ -262,15 +250,15 @@ class Run:
         return _read_csv(path)
 
     def find(self, name: str) -> list[Path]:
-        """The files of this name that finished notebooks left below the run's folder, sorted. Those of a notebook that
-        did not get to its end are named and left out; those that were read in different ways are refused."""
+        """The files of this name that finished notebooks left below the run's folder, sorted; others are named and left
+        out. Raises InputError for those that were read in different ways."""
         made = {path: provenance.vouched(path) for path in sorted(self.top.glob(f"*/*/**/{name}"))}
         if unfinished := [self.show(path) for path, one in made.items() if not one]:
             print(f"left out, their notebook did not get to its end: {', '.join(unfinished)}")
-        readings = {json.dumps(one["reading"]): path for path, one in made.items() if one and one["reading"]}
+        readings = {json.dumps(one["reading"]) for one in made.values() if one and one["reading"]}
         if len(readings) > 1:
-            several = ", ".join(f"{self.show(path)} by {reading}" for reading, path in readings.items())
-            raise InputError(f"{name} was made by different readings ({several}); make all by one, or choose an out.")
+            several = " and ".join(sorted(readings))
+            raise InputError(f"{name} was made by different readings, {several}; make all by one, or choose an out.")
         return [path for path, one in made.items() if one]
 
     def gather(self, name: str) -> pd.DataFrame:

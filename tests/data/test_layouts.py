@@ -1,6 +1,5 @@
 """layouts.py against tiny data sets of every layout, spoiled in every way that it promises to notice."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,44 +74,28 @@ def test_each_layout_is_read(tmp_path, layout, train, test):
     assert category.has_masks and check_category(category) == []
 
 
-def test_good_images_may_be_in_a_folder_of_their_own(tmp_path):
-    build(tmp_path / "set", "folder")
-    (tmp_path / "set/good").mkdir()
-    for name in ("0.TIFF", "1.png"):
-        (tmp_path / "set" / name).rename(tmp_path / "set/good" / name)
-    category = read_category(tmp_path / "set", "set")
-    assert [path.name for path in category.train] == ["0.TIFF", "1.png"] and category.has_masks
-
-
 def test_roots_of_several_categories_of_none_and_a_relative_one(tmp_path, monkeypatch, refused):
     build(tmp_path / "pill", "mvtec"), build(tmp_path / "bottle", "btad"), (tmp_path / "notes").mkdir()
     assert list_categories(tmp_path) == ("bottle", "pill") and list_categories(tmp_path / "pill") == ("pill",)
     assert read_category(tmp_path, "pill") == read_category(tmp_path / "pill", "pill")
     refused("nowhere check the path", list_categories, tmp_path / "nowhere")
     refused(f"{tmp_path}/notes train/good train/ok split_csv/1cls.csv PNG", read_category, tmp_path / "notes", "a")
-    refused("did you mean 'bottle' bottle, pill", read_category, tmp_path, "botle")
     refused(f"{tmp_path} no category 'xyz'; choose one of bottle, pill.", read_category, tmp_path, "xyz")
     monkeypatch.chdir(tmp_path / "pill")
     assert list_categories(Path(".")) == ("pill",), "a relative root keeps its folder's name"
 
 
 def test_masks_and_tests_may_be_absent_and_side_files_are_ignored(tmp_path, root):
-    put(tmp_path / "parts" / "a.png")
+    put(tmp_path / "parts" / "good" / "a.png")
     category = read_category(tmp_path / "parts", "parts")
     assert category.test == () and not category.has_masks and check_category(category) == []
     for mask in root.glob("ground_truth/*/*"):
         mask.unlink()
-    for name in ("Thumbs.db", ".DS_Store", "._000.png", "readme.txt", "notes.md", "meta.json", "LICENSE"):
+    for name in ("Thumbs.db", ".DS_Store", "._000.png", "readme.txt", "LICENSE"):
         (root / "train/good" / name).write_bytes(b"not an image")
     (root / "train/good/.ipynb_checkpoints").mkdir()
     category = read_category(root, "set")
     assert not category.has_masks and len(category.test) == 4 and check_category(category) == []
-
-
-@pytest.mark.parametrize("closed", ["set", "train", "good", "broken"])
-def test_a_folder_that_cannot_be_listed_is_named(root, monkeypatch, closed, refused):
-    monkeypatch.setattr(os, "access", lambda path, _: path.name != closed)  # root, who may run this, lists anything
-    refused(f"/{closed}: cannot be listed permissions", read_category, root.parent, "set")
 
 
 def edit(old: str, new: str) -> Callable[[Path], None]:
@@ -134,15 +117,11 @@ def edit(old: str, new: str) -> Callable[[Path], None]:
         ("mvtec", lambda root: (root / "train/good/more").mkdir(), "more folder move"),
         ("mvtec", lambda root: put(root / "test/loose.png"), "loose.png test/<kind> good sort"),
         ("mvtec", lambda root: (root / "test/broken/1.png").unlink(), "1_mask.png one mask add remove"),
-        ("mvtec", lambda root: put(root / "ground_truth/good/0_mask.png"), "good/0_mask.png defective image remove"),
         ("mvtec", lambda root: (root / "ground_truth/broken/1_mask.png").unlink(), "1.png no mask add"),
-        ("mvtec", lambda root: put(root / "ground_truth/broken/0.png"), "0_mask.png one mask remove"),
-        ("mvtec", lambda root: put(root / "test/broken/0.jpg"), "broken/0. no mask add"),
         ("mvtec", lambda root: (root / "test/broken/bad\udcff.gif").write_bytes(b""), r"bad\xff.gif unsupported"),
         ("mvtec", lambda root: put(root / "ground_truth/broken/1_mask.png", MASK[:, :16]), "1_mask.png 16 32 export"),
         ("mvtec", lambda root: put(root / "ground_truth/broken/1_mask.png", MASK * 0), "1_mask.png no pixel redraw"),
         ("mvtec", lambda root: (root / "train/good/1.png").write_bytes(b"hello"), "good/1.png readable replace"),
-        ("mvtec", lambda root: (root / "ground_truth/scratch/0_mask.png").write_bytes(b""), "0_mask.png empty copy"),
         ("folder", lambda root: put(root / "good/c.png"), "beside good/ move"),
         ("folder", lambda root: put(root / "dents/y.png"), "dents folder move"),
         ("folder", lambda root: put(root / "ground_truth/cut/0.png"), "masks/cut/0.png one mask remove"),
@@ -153,8 +132,7 @@ def edit(old: str, new: str) -> Callable[[Path], None]:
         ("visa", edit("0.JPG", "../out.png"), "line 2 out.png outside the data folder restore"),
         ("visa", edit("2.png", ".link.png"), "line 4 link.png outside restore"),
         ("visa", edit("2.png", "OUT/out.png"), "line 4 out.png outside restore"),
-        ("visa", edit("nut,train", "../set,train"), "1cls.csv line 5 '../set' no name of a category restore"),
-        ("visa", edit("nut,train", "/tmp,train"), "1cls.csv line 5 '/tmp' no name of a category restore"),
+        ("visa", edit("nut,train", "../set,train"), "1cls.csv '../set' no name of a category restore"),
     ],
 )
 def test_each_error_names_the_file_and_the_remedy(tmp_path, layout, spoil, words, refused):
@@ -165,12 +143,6 @@ def test_each_error_names_the_file_and_the_remedy(tmp_path, layout, spoil, words
     refused(words, lambda: check_category(read_category(root, "set")))
 
 
-def test_reading_looks_at_names_only(root, refused):
-    for path in root.rglob("*.png"):
-        path.write_bytes(b"")
-    refused("train/good/0.png empty copy", check_category, read_category(root, "set"))
-
-
 def test_leaks_and_duplicates_are_reported(root):
     for name, first in (("test/good/1.png", "train/good/0.png"), ("test/broken/1.png", "test/broken/0.png")):
         (root / name).write_bytes((root / first).read_bytes())
@@ -178,14 +150,6 @@ def test_leaks_and_duplicates_are_reported(root):
     same = "a test image that is byte for byte the"
     assert twice == f"test/broken/1.png: {same} test image test/broken/0.png; remove one of the two."
     assert leak == f"test/good/1.png: {same} training image train/good/0.png; remove one of the two."
-
-
-def test_rows_that_stand_twice_in_the_visa_table_are_reported(tmp_path):
-    row = "set,train,normal,0.JPG,\n"
-    edit(row, row * 2 + row.replace("train", "test"))(build(tmp_path, "visa"))
-    twice, leak = check_category(read_category(tmp_path, "set"))
-    assert "0.JPG: a training image that is byte for byte the training image" in twice
-    assert "0.JPG: a test image that is byte for byte the training image" in leak
 
 
 def test_the_hash_of_a_category_sees_bytes_and_roles_but_not_the_place(tmp_path):

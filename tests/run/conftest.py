@@ -1,8 +1,8 @@
 """A project folder of its own with two small categories, and the command line as a function."""
 
-import json
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 from PIL import Image
@@ -33,52 +33,36 @@ PARAMETERS = (
 )
 
 
-def _picture(path: Path, pixels: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
-
-
-def category(folder: Path, rng: np.random.Generator) -> None:
-    """15 good images to train on, 4 good and 4 with a hole to test, in MVTec AD layout."""
-    mask = np.zeros((32, 32))
-    mask[8:16, 8:16] = 255
-    for i in range(15):
-        _picture(folder / "train" / "good" / f"{i:02d}.png", 128 + 12 * rng.standard_normal((32, 32, 3)))
-    for kind, size in (("good", 0), ("hole", 60 / 255)):
-        for i in range(4):
-            pixels = 128 + 12 * rng.standard_normal((32, 32, 3)) + size * mask[..., None]
-            _picture(folder / "test" / kind / f"{i}.png", pixels)
-            if size:
-                _picture(folder / "ground_truth" / kind / f"{i}_mask.png", mask)
+def write_photographs(folder: Path, n: int, seed: int = 0, defect: bool = False, masks: Path | None = None) -> Path:
+    """Grey ramps of varying brightness, 40 x 30 pixels; a defect is a red square, which ``masks`` mark."""
+    rng = np.random.default_rng(seed)
+    for one in filter(None, (folder, masks)):
+        one.mkdir(parents=True, exist_ok=True)
+    for i in range(n):
+        pixels = np.linspace(60, 180, 40)[None, :, None] + rng.normal(0, 15) + rng.normal(0, 4, (30, 40, 3))
+        mask = np.zeros((30, 40), bool)
+        if defect:
+            r, c = rng.integers(2, 20), rng.integers(2, 30)
+            mask[r : r + 8, c : c + 8] = True
+            pixels[mask] += (80, -60, -60)
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{i:02d}.png")
+        if masks:
+            Image.fromarray(mask).save(masks / f"{i:02d}.png")
+    return folder
 
 
 @pytest.fixture(scope="session")
 def photograph():
-    """Grey ramps of varying brightness, 40 x 30 pixels, in a folder; a defect is a red square."""
-
-    def take(folder: Path, n: int, seed: int = 0, defect: bool = False) -> Path:
-        rng = np.random.default_rng(seed)
-        for i in range(n):
-            pixels = np.linspace(60, 180, 40)[None, :, None] + rng.normal(0, 15) + rng.normal(0, 4, (30, 40, 3))
-            if defect:
-                r, c = rng.integers(2, 20), rng.integers(2, 30)
-                pixels[r : r + 8, c : c + 8] += (80, -60, -60)
-            _picture(folder / f"{i:02d}.png", pixels)
-        return folder
-
-    return take
+    return write_photographs
 
 
 def write_notebook(path: Path, *cells: str) -> Path:
     """A notebook of code cells; the first one holds the parameters."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    code = [
-        {"cell_type": "code", "id": f"c{i}", "execution_count": None, "outputs": [], "source": source, "metadata": {}}
-        for i, source in enumerate(cells)
-    ]
-    code[0]["metadata"] = {"tags": ["parameters"]}
+    code = [nbformat.v4.new_code_cell(source) for source in cells]
+    code[0].metadata = {"tags": ["parameters"]}
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    path.write_text(json.dumps({"cells": code, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}))
+    nbformat.write(nbformat.v4.new_notebook(cells=code, metadata=kernel), path)
     return path
 
 
@@ -95,9 +79,11 @@ def project(tmp_path, monkeypatch):
     for stage, more in (("03_train", ""), ("05_score_and_detect", SCORE)):
         body = NOTEBOOK.format(stage=stage)
         write_notebook(tmp_path / "notebooks" / f"{stage}.ipynb", PARAMETERS, body, more or "pass", "run.finish()")
-    rng = np.random.default_rng(0)
-    for name in ("bolt", "nut"):
-        category(tmp_path / "parts" / name, rng)
+    for seed, name in ((0, "bolt"), (10, "nut")):  # 15 good images to train on, 4 good and 4 with a hole to test
+        folder = tmp_path / "parts" / name
+        write_photographs(folder / "train/good", 15, seed)
+        write_photographs(folder / "test/good", 4, seed + 1)
+        write_photographs(folder / "test/hole", 4, seed + 2, True, folder / "ground_truth/hole")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("IRF_PARENT", raising=False)
     return tmp_path

@@ -18,14 +18,10 @@ pytest.importorskip("snakemake")
 KILLS, LONGEST = 10, 15.0
 
 
-def test_a_run_that_is_killed_ends_as_if_it_had_not_been(project, tiny, monkeypatch):
+def test_a_run_that_is_killed_ends_as_if_it_had_not_been(project, tiny):
     tiny = tiny | {"steps": 60}
-    config = {
-        "run": "killed",
-        "data": "parts",
-        "settings": tiny,
-        "notebooks": {"every detector": ["03", "05"], "once": []},
-    }
+    config = {"run": "killed", "data": "parts", "settings": tiny}
+    config["notebooks"] = {"every detector": ["03", "05"], "once": []}
     (project / "tiny.yaml").write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "irf_lib", "run", "tiny.yaml", "--cores", "2"]
     environment = os.environ | {"PYTHONPATH": str(project), "XDG_CACHE_HOME": str(project / "cache")}

