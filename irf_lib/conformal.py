@@ -11,7 +11,7 @@ import math
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +20,6 @@ from torch import Tensor
 
 from .files import InputError
 from .scoring import anomaly_map
-
-if TYPE_CHECKING:
-    from .settings import Reading
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,7 @@ class Scores:
     scores: np.ndarray  # (N,) float64
     calibration: np.ndarray  # (n,) scores of the held-out good images
     image_size: int
-    reading: Reading  # how they were read; its t is a number
+    reading: Any  # how they were read, a settings.Reading whose t is a number
 
     @cached_property
     def maps(self) -> np.ndarray:
@@ -70,7 +67,8 @@ def calibration_split(
 
     The held-out part is ``share`` of them, and at least 20 of 40 or more (the fewest that can promise a 5 % false-alarm
     rate is 19); of fewer than 40 it is a third. Images of one of ``groups`` (n,), numbered from 0, stay together where
-    half of all images or less can be held out so. Raises InputError for fewer than 3 images.
+    half of all images or less can be held out so, and a warning says how few groups are held out. Raises InputError for
+    fewer than 3 images.
     """
     if n < 3:
         raise InputError(f"fitting needs at least 3 good images, and about 20 to be of use; there are {n}. Add some.")
@@ -82,6 +80,12 @@ def calibration_split(
     held_out = np.isin(groups, taken)
     if held_out.sum() < wanted:
         return calibration_split(n, share, seed)
+    if len(taken) < 0.9 * held_out.sum():
+        warnings.warn(
+            f"many good images are near-duplicates: the threshold rests on {len(taken)} different parts, not on "
+            f"{held_out.sum()}. Take images of more parts for the false-alarm rate that you ask for.",
+            stacklevel=3,
+        )
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 

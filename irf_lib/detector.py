@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -64,8 +63,7 @@ class Detector(SavedAsOneFile):
     ):
         super().__init__()
         self.settings, self.asked = settings or Settings(), reading or Reading()
-        self.seed, self.cache, self.extra = seed, cache, {}
-        self.best_t: int | None = None
+        self.seed, self.cache, self.extra, self.best_t = seed, cache, {}, None
         s = self.settings
         self.backbone = build_backbone(s.backbone, s.feature_size, s.backbone_weights, local_only)
         for name in ("mean", "std"):
@@ -93,16 +91,15 @@ class Detector(SavedAsOneFile):
 
     def resolved(self, reading: Reading | None) -> Reading:
         """``reading``, by default the detector's own, with ``best_t`` in the place of "auto" once it is known."""
-        reading, known = reading or self.asked, self.best_t is not None
-        return reading.model_copy(update={"t": self.best_t}) if reading.t == "auto" and known else reading
+        reading = reading or self.asked
+        return reading.model_copy(update={"t": self.best_t or "auto"}) if reading.t == "auto" else reading
 
     @property
     def device(self) -> torch.device:
         return self.abar.device
 
     def new_denoiser(self, precondition: bool | None = None) -> nn.Module:
-        """A denoiser of the settings' kind and size with random weights from the seed; ``precondition`` None is the
-        settings'."""
+        """A denoiser of the settings' kind and size with random weights; ``precondition`` None is the settings'."""
         s, channels = self.settings, self.backbone.channels
         net = build_denoiser(s.denoiser, channels, s.feature_size, s.width, s.depth, self.seed, s.patch_size)
         return Preconditioned(net, channels) if (s.precondition if precondition is None else precondition) else net
@@ -124,16 +121,8 @@ class Detector(SavedAsOneFile):
         images = checked_images(images)
         with accelerator.main_process_first() if accelerator else nullcontext():  # the others find the cached features
             raw = self._together(self._raw(images, progress))
-        groups = near_duplicates(raw) if len(raw) > 2 else None
-        share = self.settings.calibration
-        self.fit_index, self.calibration_index = calibration_split(len(raw), share, self.seed, groups)
-        different = len(np.unique(groups[self.calibration_index]))
-        if different < 0.9 * len(self.calibration_index):
-            warnings.warn(
-                f"many good images are near-duplicates: the threshold rests on {different} different parts, not on "
-                f"{len(self.calibration_index)}. Take images of more parts for the false-alarm rate that you ask for.",
-                stacklevel=2,
-            )
+        split = calibration_split(len(raw), self.settings.calibration, self.seed, near_duplicates(raw))
+        self.fit_index, self.calibration_index = split
         mean, std = channel_statistics(raw[self.fit_index])
         self.mean.copy_(mean)
         self.std.copy_(std)
@@ -146,8 +135,8 @@ class Detector(SavedAsOneFile):
         return self
 
     def _choose_t(self) -> int:
-        """The timestep of TIMESTEPS at which the denoising loss of held-out good images lies furthest below that of the
-        Gaussian optimum (notebook 06). Ten images are enough: both losses are of the same images and noise."""
+        """Where the denoising loss of ten held-out good images lies furthest below the Gaussian optimum's, for the same
+        noise (notebook 06)."""
         networks = gaussian_optimum(self.good[0], self.device), self.denoiser
         optimum, ours = (denoising_loss(one, self.good[1][:10], TIMESTEPS, self.seed, self.device) for one in networks)
         return TIMESTEPS[int((optimum - ours).mean(dim=1).argmax())]
@@ -169,10 +158,9 @@ class Detector(SavedAsOneFile):
                 self.train_seconds = step.seconds
 
     def attach(self, images: Images) -> Self:
-        """Give a loaded detector the good images that it was fitted on, so that any reading can be fitted; no training.
-        Raises InputError for another number of images."""
-        images, n = checked_images(images), len(self.fit_index) + len(self.calibration_index)
-        if len(images) != n:
+        """Give a loaded detector the good images that it was fitted on, for any reading. Raises InputError for another
+        number of images."""
+        if len(images) != (n := len(self.fit_index) + len(self.calibration_index)):
             raise InputError(f"this detector was fitted on {n} good images, not on {len(images)}; give it those")
         x0 = self.features(images)
         self._good = x0[self.fit_index], x0[self.calibration_index]
@@ -300,10 +288,8 @@ class Detector(SavedAsOneFile):
         return Scores(nll, scores.double().numpy(), self.calibration(reading), self.settings.image_size, reading)
 
     def scorer(self, precision: Literal["fp32", "bf16"] = "fp32") -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-        """A function of pixels (N, 3, H, W) to (scores (N,), maps (N, image_size, image_size)), both on the device.
-
-        It is :meth:`read` with nothing else around it, for timing; ``precision`` is that of the DiT's matrix products.
-        """
+        """A function of pixels (N, 3, H, W) to (scores (N,), maps (N, image_size, image_size)), both on the device:
+        :meth:`read` and nothing else, for timing. ``precision`` is that of the DiT's matrix products."""
         reading, dtype = self.reading, {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
         density = self.density()
 

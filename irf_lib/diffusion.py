@@ -123,7 +123,7 @@ class TrainStep:
 
 
 def pack_history(history: list[TrainStep]) -> Tensor:
-    """(len(history), 5) float64, for a file; :func:`unpack_history` is its inverse."""
+    """(len(history), 5) float64, for a file."""
     return torch.tensor([astuple(step) for step in history], dtype=torch.float64).view(-1, 5)
 
 
@@ -212,9 +212,8 @@ def train(
     arguments resumes there, to the same weights as an uninterrupted run; the steps that were done before are yielded
     again, from the record. A checkpoint of other settings, another seed or another ``identity`` (say, a hash of the
     data) is ignored, as is a damaged one. With an ``accelerator`` of several processes each calls this with the same
-    arguments (but its own device), computes its share of every batch, and gets the same steps; the main one keeps the
-    checkpoint. Raises ValueError on empty data and on a batch that the processes cannot share equally, RunError if the
-    loss stops being finite, and where a checkpoint cannot be written (an earlier one is then kept).
+    arguments (but its own device), computes its share of every batch, and gets the same steps. Raises ValueError on
+    empty data and on a batch that the processes cannot share equally, RunError if the loss stops being finite.
     """
     from diffusers.optimization import get_cosine_schedule_with_warmup
 
@@ -278,11 +277,8 @@ def train(
 
 
 def _average(accelerator: Accelerator, denoiser: nn.Module, loss: Tensor) -> Tensor:
-    """Replace the gradients by their means over the processes, in one message; returns the mean loss.
-
-    Averaged, the gradients of the shares are the gradient of the whole batch, so nothing of the recipe but rounding
-    depends on the number of processes.
-    """
+    """Replace the gradients by their means over the processes, in one message; returns the mean loss. They are then
+    the gradient of the whole batch, so nothing of the recipe but rounding depends on the number of processes."""
     gradients = [p.grad for p in denoiser.parameters() if p.grad is not None]
     packed = torch.cat([loss.detach().view(1), *(gradient.flatten() for gradient in gradients)])
     loss, *means = accelerator.reduce(packed, "mean").split([1, *(gradient.numel() for gradient in gradients)])
