@@ -118,11 +118,11 @@ class Detector(SavedAsOneFile):
         With a ``checkpoint`` file a killed fit resumes; ``progress`` labels the bars, None hides them. Of the processes
         of an ``accelerator`` only the main one's detector has a density, and can be saved.
         """
-        images = checked_images(images)
+        images, share = checked_images(images), self.settings.calibration
+        calibration_split(len(images), share, self.seed)  # refuses too few images before their features are computed
         with accelerator.main_process_first() if accelerator else nullcontext():  # the others find the cached features
             raw = self._together(self._raw(images, progress))
-        split = calibration_split(len(raw), self.settings.calibration, self.seed, near_duplicates(raw))
-        self.fit_index, self.calibration_index = split
+        self.fit_index, self.calibration_index = calibration_split(len(raw), share, self.seed, near_duplicates(raw))
         mean, std = channel_statistics(raw[self.fit_index])
         self.mean.copy_(mean)
         self.std.copy_(std)

@@ -29,7 +29,7 @@ class Explorer:
     def __init__(self, detector: Detector, test, pictures: np.ndarray, alpha: float = 0.05):
         self.detector, self.test, self.pictures = detector, test, pictures
         reading, slow = detector.reading, {"continuous_update": False}  # a slider answers when it is let go
-        index, step = int(test.labels.argmax()), 10 if reading.t % 10 == 0 else 1
+        index, step = int(test.labels.argmax()), 5 if reading.t % 5 == 0 else 1
         self.controls = {
             "index": widgets.IntSlider(index, 0, len(test.labels) - 1, description="image", **slow),
             "t": widgets.IntSlider(reading.t, 0, 999, step, description="t", **slow),
