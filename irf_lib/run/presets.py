@@ -27,7 +27,7 @@ PRESETS: dict[str, Preset] = {
     "quick": Preset(
         "the embedded data in minutes on two CPU cores; what CI runs",
         seeds=(0,),
-        settings={"feature_size": 16, "patch_size": 2, "steps": 50, "width": 128, "depth": 3},
+        settings={"feature_size": 16, "patch_size": 2, "steps": 50, "batch_size": 8, "width": 128, "depth": 3},
     ),
     "reference": Preset("real data on a CPU, ten minutes per category and seed", seeds=(0, 1, 2)),
     "paper": Preset(

@@ -34,7 +34,9 @@ FIELD = 5e-2 if BF16 else 1e-3  # relative, of the field of one image
 def found():
     """``rows``, method -> metric -> value, and ``fields`` of the golden images."""
     category = read_category(write_embedded(ROOT / "data" / "textures"), TEXTURE)
-    settings = Settings(**(PRESETS["quick"].settings | {"steps": 100}))  # as it was when they were taken
+    settings = Settings(
+        **(PRESETS["quick"].settings | {"steps": 100, "batch_size": 16})
+    )  # as it was when they were taken
     detector = Detector(settings, Reading(t=200), seed=0, device="cpu").fit(list(category.train), progress=None)
     size = settings.image_size
     labels = np.array([image.is_anomalous for image in category.test])
