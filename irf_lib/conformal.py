@@ -67,8 +67,7 @@ def calibration_split(
 
     The held-out part is ``share`` of them, and at least 20 of 40 or more (the fewest that can promise a 5 % false-alarm
     rate is 19); of fewer than 40 it is a third. Images of one of ``groups`` (n,), numbered from 0, stay together where
-    half of all images or less can be held out so, and a warning says how few groups are held out. Raises InputError for
-    fewer than 3 images.
+    half of all or less can be held out so; a warning says where few groups are. Raises InputError for fewer than 3.
     """
     if n < 3:
         raise InputError(f"fitting needs at least 3 good images, and about 20 to be of use; there are {n}. Add some.")
@@ -78,11 +77,12 @@ def calibration_split(
         if size[taken].sum() < wanted and size[taken].sum() + size[group] <= max(wanted, n // 2):
             taken.append(group)
     held_out = np.isin(groups, taken)
-    if held_out.sum() < wanted:
-        return calibration_split(n, share, seed)
-    if len(taken) < 0.9 * held_out.sum():
+    if held_out.sum() < wanted:  # most images are of one group, which must lie on both sides then
+        held_out = np.isin(np.arange(n), calibration_split(n, share, seed)[1])
+    different = len(np.unique(groups[held_out]))
+    if different < 0.9 * held_out.sum():
         warnings.warn(
-            f"many good images are near-duplicates: the threshold rests on {len(taken)} different parts, not on "
+            f"many good images are near-duplicates: the threshold rests on {different} different parts, not on "
             f"{held_out.sum()}. Take images of more parts for the false-alarm rate that you ask for.",
             stacklevel=3,
         )
