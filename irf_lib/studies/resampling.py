@@ -83,7 +83,7 @@ def _wins(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def representative_examples(scores: np.ndarray, labels: np.ndarray) -> dict[str, int]:
     """Which images to show, by a rule instead of an eye: rank -> index of the highest, median and lowest scoring
     anomalous image, and of the highest scoring good one. scores (N,), labels (N,) bool, with an image of each kind."""
-    labels = np.asarray(labels).astype(bool)
+    scores, labels = np.asarray(scores), np.asarray(labels).astype(bool)
     order = np.argsort(scores, kind="stable")
     bad, good = order[labels[order]], order[~labels[order]]
     picks = {"highest": bad[-1], "median": bad[len(bad) // 2], "lowest": bad[0], "good: highest": good[-1]}

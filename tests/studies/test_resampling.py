@@ -1,6 +1,7 @@
 """Bootstrap over images: right on average, paired where it says so, and simultaneous where it says so."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
@@ -63,5 +64,6 @@ def test_auroc_difference_interval_is_paired():
 
 
 def test_representative_examples():
-    got = resampling.representative_examples([5, 1, 9, 3, 7, 2], [1, 1, 1, 0, 1, 0])
+    columns = pd.DataFrame({"score": [5, 1, 9, 3, 7, 2], "anomalous": [1, 1, 1, 0, 1, 0]})  # as notebook 15 has them
+    got = resampling.representative_examples(columns.score, columns.anomalous)
     assert got == {"highest": 2, "median": 4, "lowest": 1, "good: highest": 3}
