@@ -225,17 +225,15 @@ class Run:
         interval = head | {"metric": "I-AUROC", "value": value, "lo": low, "hi": high, "n": len(scores)}
         return row, interval, pd.DataFrame(head | {"image": test.names, "anomalous": test.labels, "score": scores})
 
-    def save(self, name: str, write: Callable[[Path], Any]) -> Path:
-        """Let ``write(path)`` make a file of this notebook, atomically."""
-        path = write_atomically(self.folder / name, write)
-        self._written.add(path)
-        return path
+    def save(self, name: str, write: Callable[[Path], Any]) -> None:
+        """Let ``write(path)`` make a file of this notebook, atomically. A cell may end in it: it shows no path."""
+        self._written.add(write_atomically(self.folder / name, write))
 
-    def save_table(self, table: pd.DataFrame, name: str) -> Path:
-        return self.save(name, lambda path: table.to_csv(path, index=False))
+    def save_table(self, table: pd.DataFrame, name: str) -> None:
+        self.save(name, lambda path: table.to_csv(path, index=False))
 
-    def save_text(self, text: str, name: str) -> Path:
-        return self.save(name, lambda path: path.write_text(text, encoding="utf-8"))
+    def save_text(self, text: str, name: str) -> None:
+        self.save(name, lambda path: path.write_text(text, encoding="utf-8"))
 
     def save_figure(self, figure: Figure, name: str) -> None:
         """figures/``name`` as PDF and PNG; without a date, so that the same figure is the same bytes."""

@@ -64,6 +64,6 @@ def test_auroc_difference_interval_is_paired():
 
 
 def test_representative_examples():
-    columns = pd.DataFrame({"score": [5, 1, 9, 3, 7, 2], "anomalous": [1, 1, 1, 0, 1, 0]})  # as notebook 15 has them
-    got = resampling.representative_examples(columns.score, columns.anomalous)
+    score, anomalous = pd.Series([5, 1, 9, 3, 7, 2]), pd.Series([1, 1, 1, 0, 1, 0])  # columns, as in notebook 15
+    got = resampling.representative_examples(score, anomalous)
     assert got == {"highest": 2, "median": 4, "lowest": 1, "good: highest": 3}
