@@ -2,11 +2,11 @@
 
     make peers                                                        the embedded data, ours as preset quick
     make peers PRESET=reference DATA="data/mvtec_ad data/mpdd" CATEGORIES="bottle metal_plate" SEEDS="0 1 2"
-                                                                      OUT, ROUNDS and THREADS may be given as well
 
-Every detector leaves <out>/<dataset>/<category>/seed<k>/peers.csv with its provenance, and one that is there is not made
-again; <out>/peers.csv gathers all of them. The features are our taps: strides 4, 8 and 16 for PaDiM (100 channels drawn
-from 176), 8 and 16 for PatchCore, as in anomalib's defaults; stride 2 would mean 16,384 locations an image. Columns:
+Every detector leaves <out>/<dataset>/<category>/seed<k>/peers.csv with its provenance; one that is there is not made
+again. <out>/peers.csv gathers all of them. The features are our taps: at strides 4, 8 and 16 for PaDiM (100 channels
+drawn from 176), at 8 and 16 for PatchCore, as anomalib has them by default; stride 2 would mean 16,384 locations an
+image, too many for either. Columns:
 
     normalisation    imagenet is anomalib's default; own is the weights' own, (v - 127) / 128
     I-AUROC own      by the model's own image score: ours the mean of ten, PaDiM's the largest value of its blurred map,
