@@ -79,46 +79,34 @@ def image_counts(labels: np.ndarray, seed: int) -> np.ndarray:
 
 
 def auroc_draws(scores: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """The AUROC of scores (N,) in each resample of :func:`image_counts`: (1 + N_RESAMPLES,)."""
-    pairs = _wins(scores, labels)
-    return np.einsum("ri,ij,rj->r", counts[:, labels], pairs, counts[:, ~labels], optimize=True) / pairs.size
-
-
-def _wins(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """(anomalous, good): 1 where the anomalous image scores higher, 1/2 where both score the same. AUROC is the mean
-    over all pairs, so that one table of pairs serves every resample."""
+    """The AUROC of scores (N,) in each line of :func:`image_counts`. It is the mean over all pairs of an anomalous and
+    a good image (1 where the first scores higher, 1/2 for a tie), so that one table of pairs serves every resample."""
     scores = np.asarray(scores, dtype=np.float64)
     if not np.isfinite(scores).all():
         raise InputError(f"{(~np.isfinite(scores)).sum()} of {scores.size} image scores are NaN or infinite")
-    return np.heaviside(scores[labels, None] - scores[None, ~labels], 0.5)
+    pairs = np.heaviside(scores[labels, None] - scores[None, ~labels], 0.5)
+    return np.einsum("ri,ij,rj->r", counts[:, labels], pairs, counts[:, ~labels], optimize=True) / pairs.size
 
 
 def pixel_influences(maps: np.ndarray, masks: np.ndarray) -> dict[str, np.ndarray]:
-    """How far each image pulls AUPRO and P-AP: {metric: (N,)}, (N - 1) times the metric with all images minus that
-    without this one (Efron & Tibshirani 1993, Ch. 11). To first order the metric of a resample is the observed one plus
-    ``((counts - 1) @ influences) / N``, so that pixel metrics get intervals over images and no map has to be kept.
-
-    maps, masks (N, H, W). The curves run over 400 quantiles of the defect pixels, with every fourth normal pixel.
-    """
-    edges = np.append(np.unique(np.quantile(maps[masks], np.linspace(0, 1, 400))), np.inf)
-    weights = np.zeros(masks.shape)
+    """How far each image of maps and masks (N, H, W) pulls AUPRO and P-AP: {metric: (N,)}, (N - 1) times the metric of
+    all minus that without this one (Efron & Tibshirani 1993, Ch. 11). To first order a resample's metric is that of
+    all plus ``((counts - 1) @ influences) / N``. The curves run over 400 quantiles of the defect pixels."""
+    levels = np.unique(np.quantile(maps[masks], np.linspace(0, 1, 400)))
+    edges, weights = np.concatenate([[-np.inf], levels, [np.inf]]), np.zeros(masks.shape)
     weights[masks] = overlap_weights(masks)
-
-    def above(values: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-        """How much lies at or above each level, high to low; last, how much there is in all."""
-        found = np.histogram(values, edges, weights=weights)[0][::-1].cumsum()
-        return np.append(found, len(values) if weights is None else weights.sum())
-
-    each = np.array([[above(m[::2, ::2][~k[::2, ::2]]), above(m[k]), above(m[k], w[k])]
-                     for m, k, w in zip(maps, masks, weights, strict=True)])  # (N, 3, levels + 1)  # fmt: skip
-    sums = np.concatenate([[each.sum(axis=0)], each.sum(axis=0) - each])  # of all images, then without each
+    each = []
+    for one, mask, weight in zip(maps, masks, weights, strict=True):
+        normal = one[::2, ::2][~mask[::2, ::2]]  # every fourth, because there are many and they are smooth
+        above = [np.histogram(values, edges, weights=of)[0][::-1].cumsum()
+                 for values, of in ((normal, None), (one[mask], None), (one[mask], weight[mask]))]  # fmt: skip
+        each.append(above)
+    sums = np.concatenate([[np.sum(each, axis=0)], np.sum(each, axis=0) - each])  # of all images, then without each
     fpr, recall, overlap = np.moveaxis(sums / sums[..., -1:], 1, 0)
-    found, false = sums[:, 1], 4 * sums[:, 0]
-    metrics = {
-        "P-AP": (np.diff(recall, prepend=0) * found / (found + false).clip(1)).sum(axis=1),
-        "AUPRO": np.trapezoid(overlap, fpr.clip(max=FPR_LIMIT), axis=1) / FPR_LIMIT,
-    }
-    return {name: (len(maps) - 1) * (value[0] - value[1:]) for name, value in metrics.items()}
+    precision = sums[:, 1] / (sums[:, 1] + 4 * sums[:, 0]).clip(1)
+    found = {"P-AP": (np.diff(recall, prepend=0) * precision).sum(axis=1),
+             "AUPRO": np.trapezoid(overlap, fpr.clip(max=FPR_LIMIT), axis=1) / FPR_LIMIT}  # fmt: skip
+    return {name: (len(maps) - 1) * (value[0] - value[1:]) for name, value in found.items()}
 
 
 def representative_examples(scores: np.ndarray, labels: np.ndarray) -> dict[str, int]:
