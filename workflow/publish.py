@@ -1,7 +1,8 @@
 """Copy what is committed of a finished run, and fill the README's tables from it: python workflow/publish.py RUN
 
 results/RUN becomes results/reference: the gathered tables, figures, executed notebooks and provenance, and those of the
-one detector that has all notebooks (its figures as PNG alone). In the README a table stands between two marks,
+one detector that has all notebooks; of its figures, which its notebooks hold, only those that the README shows. In the
+README a table stands between two marks,
 
     <!-- table: claims.csv; claim, verdict, interval; verdict != "holds" -->  and  <!-- end of table -->
 
@@ -16,21 +17,24 @@ from pathlib import Path
 import pandas as pd
 
 ROOT = Path(__file__).resolve().parents[1]
-KEPT = ("*.csv", "*.csv.gz", "*.md", "figures/*.png", "notebooks/*.ipynb", "provenance/*.json")
+README = ROOT / "README.md"
+KEPT = ("*.csv", "*.csv.gz", "*.md", "run.json", "figures/*", "notebooks/*.ipynb", "provenance/*.json")
 MARKED = re.compile(r"(<!-- table: ([\w./]+); ([^;\n]*?)(?:; ([^\n]*?))? -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
 def publish(run: Path, target: Path) -> None:
     """Replace the folder ``target`` by what is kept of ``run``."""
-    if not (run / "provenance" / "15_results.json").is_file():
-        sys.exit(f"{run.name} is not finished: its notebook 15 did not get to its end")
+    whole = next(iter(sorted(run.glob("*/*/seed0/provenance/04_*.json"))), None)
+    if not whole or not (run / "provenance" / "15_results.json").is_file():
+        sys.exit(f"{run.name} is not finished: its notebook 15, or 04 of its first detector, did not get to its end")
     shutil.rmtree(target, ignore_errors=True)
-    whole = next(iter(sorted(run.glob("*/*/seed0/provenance/04_*.json")))).parents[1]
-    for folder, kept in ((run, (*KEPT, "figures/*.pdf", "run.json")), (whole.parent, KEPT), (whole, KEPT)):
-        for path in (path for pattern in kept for path in folder.glob(pattern)):
-            copy = target / path.relative_to(run)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, copy)
+    shown = README.read_text(encoding="utf-8")
+    for folder in (run, whole.parents[2], whole.parents[1]):
+        for path in (path for pattern in KEPT for path in folder.glob(pattern)):
+            name = path.relative_to(run)
+            if folder == run or path.parent.name != "figures" or f"results/reference/{name.as_posix()}" in shown:
+                (target / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, target / name)
 
 
 def filled(text: str, folder: Path) -> str:
@@ -40,7 +44,8 @@ def filled(text: str, folder: Path) -> str:
         start, name, columns, condition, end = found.groups()
         rows = pd.read_csv(folder / name, dtype={"category": str})
         rows = rows.query(condition) if condition else rows
-        chosen = rows[[column.strip() for column in columns.split(",")]]
+        chosen = rows[[column.strip() for column in columns.split(",")]].astype(object)
+        chosen = chosen.where(chosen.notna(), None)
         return f"{start}\n{chosen.to_markdown(index=False, floatfmt='.3f', missingval='')}\n\n{end}"
 
     return MARKED.sub(table, text)
@@ -48,5 +53,4 @@ def filled(text: str, folder: Path) -> str:
 
 if __name__ == "__main__":
     publish(ROOT / "results" / sys.argv[1], ROOT / "results" / "reference")
-    readme = ROOT / "README.md"
-    readme.write_text(filled(readme.read_text(encoding="utf-8"), ROOT / "results" / "reference"), encoding="utf-8")
+    README.write_text(filled(README.read_text(encoding="utf-8"), ROOT / "results" / "reference"), encoding="utf-8")

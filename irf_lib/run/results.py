@@ -225,8 +225,8 @@ class Run:
         value, low, high = auroc_interval(scores, test.labels, seed=self.seed)
         interval = head | {"metric": "I-AUROC", "value": value, "lo": low, "hi": high, "n": len(scores)}
         images = head | {"image": test.names, "anomalous": test.labels, "score": scores}
-        found = {} if maps is None or not test.masks.any() else pixel_influences(maps, test.masks)
-        images |= {pull: found.get(metric, math.nan) for metric, pull in PULLS.items()}
+        if maps is not None and test.masks.any():
+            images |= {PULLS[metric]: pulls for metric, pulls in pixel_influences(maps, test.masks).items()}
         return row, interval, pd.DataFrame(images)
 
     def save(self, name: str, write: Callable[[Path], Any]) -> None:
@@ -242,7 +242,7 @@ class Run:
     def save_figure(self, figure: Figure, name: str) -> None:
         """figures/``name`` as PDF and PNG; without a date, so that the same figure is the same bytes."""
         self.save(f"figures/{name}.pdf", lambda path: figure.savefig(path, metadata={"CreationDate": None}))
-        self.save(f"figures/{name}.png", lambda path: figure.savefig(path, dpi=300))
+        self.save(f"figures/{name}.png", lambda path: figure.savefig(path, dpi=200))
 
     def read_table(self, name: str) -> pd.DataFrame:
         """A table that another notebook left in this folder. Raises InputError unless that one got to its end."""

@@ -1,7 +1,6 @@
 """`make check`: the committed results are what one clean commit made, and the README's tables are theirs."""
 
 import runpy
-import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -53,48 +52,28 @@ def test_the_committed_results_are_of_one_clean_commit_and_the_readme_shows_them
     assert not faults(REFERENCE, (ROOT / "README.md").read_text(encoding="utf-8"))
 
 
-@pytest.fixture
-def results(tmp_path):
-    """A small run as published: a gathered table, and a detector's."""
-    run, commit = tmp_path / "run", "a" * 40
-    for folder, stage, names in (
-        (run, "15_results", ("metrics.csv", "provenance.csv")),
-        (run / "shop/nut/seed0", "04_x", ("field.csv",)),
-    ):
+def test_results_that_were_changed_are_named(tmp_path):
+    run, results, commit = tmp_path / "run", tmp_path / "reference", "a" * 40
+    row = pd.DataFrame({"method": ["irf"], "value": [0.5], "commit": [commit], "dirty": [False]})
+    left = {run: ("15_results", "metrics.csv", "provenance.csv"), run / "shop/nut/seed0": ("04_x", "field.csv")}
+    for folder, (stage, *names) in left.items():
         (folder / "provenance").mkdir(parents=True)
         for name in names:
-            pd.DataFrame({"method": ["irf"], "value": [0.5], "commit": [commit], "dirty": [False]}).to_csv(
-                folder / name
-            )
+            row.to_csv(folder / name)
         hashes = {name: file_sha256(folder / name) for name in names} | {"scores.npz": "0"}
-        write_json(
-            folder / "provenance" / f"{stage}.json", {"stage": stage, "commit": commit, "dirty": False, "files": hashes}
-        )
+        made = {"stage": stage, "commit": commit, "dirty": False, "files": hashes}
+        write_json(folder / "provenance" / f"{stage}.json", made)
     (run / "shop/nut/seed0/detector.safetensors").touch()
-    PUBLISH["publish"](run, tmp_path / "reference")
-    return tmp_path / "reference"
-
-
-MARKED = "Before.\n<!-- table: metrics.csv; method, value; value > 0 -->\n{}\n<!-- end of table -->\nAfter.\n"
-
-
-def test_results_that_were_changed_are_named(results):
-    readme = PUBLISH["filled"](MARKED.format(""), results)
+    PUBLISH["publish"](run, results)
+    marked = "<!-- table: metrics.csv; method, value; value > 0 -->\n{}\n<!-- end of table -->\n"
+    readme = PUBLISH["filled"](marked.format(""), results)
     assert "| irf      |   0.500 |" in readme and faults(results, readme) == []
-    assert faults(results, readme.replace("0.500", "0.600")) == [
-        "the README's tables are not those of the CSV files; workflow/publish.py fills them"
-    ]
-    shutil.copytree(results, broken := results.parent / "broken")
-    (broken / "metrics.csv").write_text((broken / "metrics.csv").read_text().replace("0.5", "0.6"))
-    (broken / "more.csv").touch()
-    (broken / "shop/nut/seed0/field.csv").unlink()
-    named = "\n".join(faults(broken, "no table"))
-    for words in (
-        "metrics.csv is not what 15_results left",
-        "more.csv was left by no notebook",
-        "field.csv of 04_x is missing",
-    ):
-        assert words in named
-    made = read_json(results / "provenance/15_results.json")
-    write_json(results / "provenance/15_results.json", made | {"dirty": True})
-    assert "not of one clean commit" in "\n".join(faults(results, readme))
+    (results / "metrics.csv").write_text((results / "metrics.csv").read_text().replace("0.5", "0.6"))
+    (results / "more.csv").touch()
+    (results / "shop/nut/seed0/field.csv").unlink()
+    path = results / "provenance/15_results.json"
+    write_json(path, read_json(path) | {"dirty": True})
+    said = "\n".join(faults(results, readme))
+    for words in ("metrics.csv is not what 15_results left", "more.csv was left by no notebook", "the README's tables",
+                  "field.csv of 04_x is missing", "not of one clean commit"):  # fmt: skip
+        assert words in said
