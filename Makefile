@@ -1,4 +1,4 @@
-# make reproduce | bench | peers | test | lab | book | lint. Needs Python 3.11+ and make; everything else goes into .venv.
+# make reproduce | bench | peers | test | check | publish | lab | book | lint. Needs Python 3.11+ and make; everything else goes into .venv.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -14,13 +14,15 @@ else ifneq ($(CPU),)
 $(error CPU=$(CPU) is unknown; there is CPU=avx2)
 endif
 
-.PHONY: setup reproduce bench peers test lint lab book clean help
+.PHONY: setup reproduce bench peers test check publish lint lab book clean help
 
 help:
 	@echo "make reproduce  set up .venv and run every notebook on the embedded data into results/quick"
 	@echo "make bench      time every part of a score and its rivals (a quarter of an hour) into results/bench"
 	@echo "make peers      run anomalib's PaDiM and PatchCore beside ours (parameters: peers/peers.py)"
 	@echo "make test       set up .venv and run the tests (notebooks included)"
+	@echo "make check      compare README, claims and tables with the committed CSV files, and those with their provenance"
+	@echo "make publish    make results/reference and the README's tables of a finished run (RUN=reference-run)"
 	@echo "make lab        open JupyterLab on the notebooks"
 	@echo "make book       build the executed notebooks as a site, book/_build/html (BOOK=quick: of that run alone)"
 	@echo "make lint       ruff on code and notebooks, and no outputs in notebooks"
@@ -62,6 +64,13 @@ peers: $(PEERS_VENV)/.ready
 # A process for each core, each with one thread; the tests of one file stay together, because they share what they made.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
+# Part of make test, too.
+check: setup
+	$(BIN)/python -m pytest -q tests/repository/test_results.py
+
+publish: setup
+	$(BIN)/python workflow/publish.py $(or $(RUN),reference-run)
 
 lint: setup
 	$(BIN)/ruff check .
