@@ -242,7 +242,7 @@ class Run:
     def save_figure(self, figure: Figure, name: str) -> None:
         """figures/``name`` as PDF and PNG; without a date, so that the same figure is the same bytes."""
         self.save(f"figures/{name}.pdf", lambda path: figure.savefig(path, metadata={"CreationDate": None}))
-        self.save(f"figures/{name}.png", lambda path: figure.savefig(path, dpi=200))
+        self.save(f"figures/{name}.png", lambda path: figure.savefig(path, dpi=300))
 
     def read_table(self, name: str) -> pd.DataFrame:
         """A table that another notebook left in this folder. Raises InputError unless that one got to its end."""
