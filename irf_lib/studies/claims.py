@@ -18,22 +18,28 @@ class Claims:
     """The rows of claims.csv: a call judges one claim and adds its row, in the order of the calls."""
 
     def __init__(self) -> None:
-        self._rows: list[tuple] = []
+        self._rows: dict[tuple, dict[str, Any]] = {}
 
     def __call__(self, claim: str, statement: str, evidence: str, interval: Sequence[float] | None, holds: bool,
                  fails: bool, partly: bool = False, *, form: str = ".3g", dataset: str, unified: bool, notebook: str,
-                 n: str) -> None:  # fmt: skip
+                 n: str, beside: str = "") -> None:  # fmt: skip
         """``holds``: the interval of the worst case keeps the limit; ``partly``: a part that can be named keeps it;
         ``fails``: some interval lies wholly beyond. Otherwise the interval contains the limit and decides nothing.
-        Without an ``interval`` (value, low, high) nothing was measured. The last four come from per_model."""
+        Without an ``interval`` (value, low, high) nothing was measured. The last five come from per_model. What
+        was read ``beside`` the default adds no row: the evidence of the default's row tells a verdict that differs."""
         verdict, shown = "not tested", "-"
         if interval is not None:
             verdict = "holds" if holds else VERDICTS[1] if partly else "does not hold" if fails else "undecided"
             shown = "{0:{3}} [{1:{3}}, {2:{3}}]".format(*interval, form)
-        self._rows.append((claim, statement, evidence, verdict, shown, n, dataset, unified, notebook))
+        key = claim, dataset, unified
+        if not beside:
+            row = (claim, statement, evidence, verdict, shown, n, dataset, unified, notebook)
+            self._rows[key] = dict(zip(CLAIM_COLUMNS, row, strict=True))
+        elif key in self._rows and verdict != self._rows[key]["verdict"]:
+            self._rows[key]["evidence"] += f"; {beside} input: {verdict}, {shown}"
 
     def table(self) -> pd.DataFrame:
-        return pd.DataFrame(self._rows, columns=list(CLAIM_COLUMNS))
+        return pd.DataFrame(self._rows.values(), columns=list(CLAIM_COLUMNS))
 
     def show(self, claim: str) -> pd.DataFrame:
         """What was found on one claim, a row for each data set and kind of model."""
@@ -45,13 +51,19 @@ def per_model(
     tables: Mapping[str, pd.DataFrame], *names: str, by: Sequence[str] = ("dataset", "unified")
 ) -> Iterator[tuple[dict[str, Any], *tuple[pd.DataFrame, ...]]]:
     """For each data set and kind of model (unified or not): where its row of claims.csv belongs, with the number of
-    detectors as ``n``, and its rows of each named table. Nothing where a table is missing or has no rows of it."""
+    detectors as ``n``, and its rows of each named table. Nothing where a table is missing or has no rows of it. Tables
+    with a column ``default_input`` come twice: read from that input, and then, ``beside`` it, from the clean one."""
     by = list(by)
     if not all(name in tables for name in names):
         return
-    for key, _ in tables[names[0]].groupby(by) if by else [((), None)]:
+    for key, first in tables[names[0]].groupby(by) if by else [((), tables[names[0]])]:
         key = dict(zip(by, key, strict=True))
-        parts = [tables[name][(tables[name][by] == pd.Series(key)).all(axis=1)] for name in names]
-        n = f"{len(parts[0].groupby(['category', 'seed']))} detectors" if {"category", "seed"} <= {*parts[0]} else ""
-        if all(len(part) for part in parts):
-            yield {"dataset": "-", "unified": False, "notebook": WRITTEN_BY[names[0]], "n": n} | key, *parts
+        inputs = dict.fromkeys([first.default_input.iloc[0], "clean"]) if "default_input" in first else [""]
+        for i, how in enumerate(inputs):
+            wanted = pd.Series(key | ({"input": how} if how else {}), dtype=object)
+            parts = [tables[name][(tables[name][wanted.index] == wanted).all(axis=1)] for name in names]
+            detectors = parts[0].groupby(["category", "seed"]).ngroups if {"category", "seed"} <= {*parts[0]} else 0
+            if all(len(part) for part in parts):
+                n, beside = f"{detectors} detectors" if detectors else "", how if i else ""
+                where = {"dataset": "-", "unified": False, "notebook": WRITTEN_BY[names[0]], "n": n, "beside": beside}
+                yield where | key, *parts

@@ -63,21 +63,3 @@ def pixel_spearman(nll: Sequence[np.ndarray]) -> np.ndarray:
     """Rank correlation of the anomaly values inside each image: T arrays (N, s, s) -> (N, T, T)."""
     stacked = np.stack([np.asarray(one).reshape(len(one), -1) for one in nll], axis=1)  # (N, T, s s)
     return _rank_correlation(stacked)
-
-
-def overlap_coefficient(good: np.ndarray, anomalous: np.ndarray) -> float:
-    """The area that the densities of two samples of scores share, in [0, 1]: 1 - max over thresholds |F_g - F_a|.
-
-    Equal to the integral of min(f_g, f_a) where the two densities cross once, it needs no bandwidth. Being 1 minus a
-    maximum it is too small on average, and a bootstrap of it smaller still: a description, without an interval.
-    """
-    return 1 - float(stats.ks_2samp(good, anomalous).statistic)
-
-
-def binormal_overlap(auroc: float | np.ndarray) -> np.ndarray:
-    """The overlap of two normal densities of equal variance that have this AUROC: 2 Phi(-Phi^-1(AUROC) / sqrt 2).
-
-    It decreases with the AUROC, so an interval of the one is an interval of the other, with its coverage, if the model
-    holds (Hanley & McNeil 1982). 1 at AUROC 0.5 and below.
-    """
-    return 2 * stats.norm.cdf(-stats.norm.ppf(np.clip(auroc, 0.5, 1.0)) / np.sqrt(2))

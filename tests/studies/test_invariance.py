@@ -50,16 +50,3 @@ def test_pixel_rankings_are_inside_each_image():
     agreement = invariance.pixel_spearman([nll, shifted, -nll])
     assert agreement.shape == (2, 3, 3)
     assert agreement[:, 0, 1] == pytest.approx(1) and agreement[:, 0, 2] == pytest.approx(-1)
-
-
-def test_overlap_coefficient():
-    good, far = np.arange(10.0), np.arange(10.0) + 100
-    assert invariance.overlap_coefficient(good, far) == 0 and invariance.overlap_coefficient(good, good) == 1
-    rng = np.random.default_rng(5)
-    a, b = rng.standard_normal(20000), rng.standard_normal(20000) + 1
-    exact = 2 * stats.norm.cdf(-0.5)  # the area that N(0, 1) and N(1, 1) share
-    assert invariance.overlap_coefficient(a, b) == pytest.approx(exact, abs=0.02)
-    assert invariance.overlap_coefficient(a, b) == invariance.overlap_coefficient(np.exp(a), np.exp(b))
-    binormal = invariance.binormal_overlap(stats.norm.cdf(1 / np.sqrt(2)))  # their AUROC
-    assert binormal == pytest.approx(exact)
-    assert invariance.binormal_overlap(np.array([0.2, 0.5, 1.0])).tolist() == [1, 1, 0]

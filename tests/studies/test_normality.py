@@ -74,9 +74,6 @@ def test_intervals_are_over_images_not_over_values():
     images = rng.standard_normal((15, 1)) + 0.01 * rng.standard_normal((15, 2000))
     _, low, high = normality.marginal_effects(images, seed=0)["mean"]
     assert high - low == pytest.approx(2 * 1.96 * images.mean(axis=1).std() / np.sqrt(15), rel=0.2)
-
-
-def test_one_image_has_no_interval():
     with pytest.raises(InputError, match="at least 2"):
         normality.marginal_effects(np.ones((1, 4)), seed=0)
 
