@@ -65,16 +65,16 @@ def calibration_split(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the images to fit on and of those held out for the threshold, both sorted; disjoint, covering 0..n-1.
 
-    The held-out part is ``share`` of them, and at least 20 of 40 or more (the fewest that can promise a 5 % false-alarm
-    rate is 19); of fewer than 40 it is a third. Images of one of ``groups`` (n,), numbered from 0, stay together where
-    half of all or less can be held out so; a warning says where few groups are. Raises InputError for fewer than 3.
+    The held-out part is ``share`` of them, and at least 20 of 30 or more (the fewest that can promise a 5 % false-alarm
+    rate is 19); of fewer than 30 it is a third. Images of one of ``groups`` (n,), numbered from 0, stay together where
+    half of all, or two more than asked for, suffice; a warning says where few groups are. InputError for fewer than 3.
     """
     if n < 3:
         raise InputError(f"fitting needs at least 3 good images, and about 20 to be of use; there are {n}. Add some.")
     groups, wanted, taken = np.arange(n) if groups is None else groups, _held_out(n, share), []
     size = np.bincount(groups)
     for group in np.random.default_rng(seed).permutation(len(size)):
-        if size[taken].sum() < wanted and size[taken].sum() + size[group] <= max(wanted, n // 2):
+        if size[taken].sum() < wanted and size[taken].sum() + size[group] <= max(wanted + 2, n // 2):
             taken.append(group)
     held_out = np.isin(groups, taken)
     if held_out.sum() < wanted:  # most images are of one group, which must lie on both sides then
@@ -107,7 +107,7 @@ def near_duplicates(features: Tensor, alike: float = 0.8) -> np.ndarray:
 
 
 def _held_out(n: int, share: float) -> int:
-    return max(20, min(round(share * n), n // 3)) if n >= 40 else n // 3
+    return max(20, min(round(share * n), n // 3)) if n >= 30 else n // 3
 
 
 def images_needed(alpha: float, share: float = 0.1) -> tuple[int, int]:
@@ -116,7 +116,7 @@ def images_needed(alpha: float, share: float = 0.1) -> tuple[int, int]:
     No threshold from n held-out images can promise less than 1 / (n + 1).
     """
     needed = math.ceil(1 / alpha - 1 - 1e-9)
-    start = min(3 * needed, 40) if needed <= 20 else max(3 * needed, math.floor((needed - 1) / share))
+    start = min(3 * needed, 30) if needed <= 20 else max(3 * needed, math.floor((needed - 1) / share))
     return needed, next(n for n in itertools.count(start) if _held_out(n, share) >= needed)
 
 

@@ -40,7 +40,7 @@ class Settings(TrainSettings):
     width: int = Field(256, ge=8, le=8192)
     depth: int = Field(4, ge=1, le=128)
     precondition: bool = True  # start the denoiser at the Gaussian optimum of the training features
-    calibration: float = Field(0.1, gt=0, lt=1)  # share of the good images held out; at least 20 where there are 40
+    calibration: float = Field(0.1, gt=0, lt=1)  # share of the good images held out; at least 20 where there are 30
 
     _backbone = field_validator("backbone")(lambda value: _known(value, BACKBONES))
     _denoiser = field_validator("denoiser")(lambda value: _known(value, DENOISERS))
