@@ -16,6 +16,7 @@ REFERENCE = ROOT / "results" / "reference"
 NOTEBOOK = nbformat.read(ROOT / "notebooks" / "15_results.ipynb", as_version=4)
 HOLDS, PARTLY, FAILS, OPEN, UNTESTED = claims.VERDICTS
 ENDS = ["value", "lo", "hi"]
+SUMMARY = pd.read_csv(REFERENCE / "summary.csv").query("category != 'mean'").assign(role="development")
 INVARIANCE, SCORES, CHOICE = "timestep_invariance", "timestep_scores", "timestep_choice"
 
 
@@ -31,7 +32,8 @@ def run_cells(tag: str, **known) -> dict:
 
 def judged(tables: dict[str, pd.DataFrame], whose: str = "claim") -> pd.DataFrame:
     """claims.csv as notebook 15 writes it from these tables, or own_questions.csv (``whose`` "question")."""
-    return run_cells("claims", known=tables, published=pd.read_csv(ROOT / "data" / "published.csv"))[whose].table()
+    summary, published = tables.get("summary", SUMMARY.iloc[:0]), pd.read_csv(ROOT / "data" / "published.csv")
+    return run_cells("claims", known=tables, summary=summary, named=[*summary.method], published=published)[whose].table()
 
 
 @pytest.fixture
@@ -42,6 +44,7 @@ def tables() -> dict[str, pd.DataFrame]:
     new = {"dataset": "mvtec_ad", "unified": False, "default_t": 200, "default_input": "clean", "input": "clean"}
     for name in (INVARIANCE, SCORES, CHOICE, "normality"):
         found[name] = found[name].assign(**{column: new[column] for column in set(new) - set(found[name])})
+    found["summary"] = SUMMARY.copy()
     found[CHOICE]["rule"] = found[CHOICE].rule.replace("default (hindsight)", "fit's own choice")
     return found
 
@@ -54,7 +57,7 @@ def test_the_cells_give_the_committed_verdicts(tables):
     expected = pd.read_csv(REFERENCE / "claims.csv").set_index("claim")
     found = judged(tables).set_index("claim")
     if not (REFERENCE / "own_questions.csv").exists():  # the run is older than these rules
-        expected = expected.drop(["b", "e1", "e2", "e8", "c4", "c5"])
+        expected = expected.drop(["b", "e1", "e2", "e8", "c4", "c5", "d2", "f1", "f2", "f3"])
     for claim, row in expected.iterrows():
         now, undecided = found.loc[claim], row.evidence.startswith("undecided: ")
         assert now.verdict == (OPEN if undecided else row.verdict), claim
@@ -78,10 +81,10 @@ SPOILED = [
     (INVARIANCE, "quantity == 'I-AUROC minus one step'", (0.03, 0.01, 0.05), {"e7": OPEN}),
     ("normality", "effect == 'norm_dispersion'", (1.0, 0.9, 1.1), {"c2": FAILS}),
     ("normality", "effect != 'w2'", (1.0, 0.9, 1.1), {"c3": FAILS}),
-    ("summary", "metric == 'I-AUROC'", (0.1, 0.05, 0.2), {"d2": HOLDS, "f3": HOLDS}),
+    ("summary", "metric == 'I-AUROC'", (0.1, 0.05, 0.2), {"d2": HOLDS, "f3a": HOLDS}),
     ("summary", "method == 'knn'", (0.0, -0.05, 0.2), {"d2": PARTLY}),
     ("summary", "method in ['knn', 'gaussian']", (0.0, -0.05, 0.2), {"d2": OPEN}),
-    ("summary", "method in ['knn', 'dte'] and category == 'pill'", (-0.1, -0.2, -0.05), {"d2": FAILS, "f3": FAILS}),
+    ("summary", "method in ['knn', 'dte'] and category == 'pill'", (-0.1, -0.2, -0.05), {"d2": FAILS, "f3a": FAILS}),
 ]
 
 
@@ -136,7 +139,7 @@ def test_what_would_falsify():
     assert overlap.value == pytest.approx(0.2) and overlap.lo < 0.1 < 0.5 < overlap.hi < 1 and overlap.n == 10
 
 
-@pytest.mark.parametrize(("factor", "expected"), [(1.0, HOLDS), (0.7, PARTLY), (0.4, FAILS)])
+@pytest.mark.parametrize(("factor", "expected"), [(1.0, HOLDS), (0.8, PARTLY), (0.7, FAILS)])
 def test_f2_follows_the_times(tables, factor, expected):
     rounds = tables["benchmark_rounds"]
     rounds.loc[rounds.name == "inversion3", "ms"] *= factor
@@ -155,5 +158,5 @@ def test_every_data_set_and_kind_of_model_has_one_row_about_the_default_input(ta
 
 
 def test_a_missing_table_gives_no_row(tables):
-    assert list(judged({"summary": tables["summary"]}).claim) == ["d2", "f3", "f1"]
+    assert list(judged({"summary": tables["summary"]}).claim) == ["d2", "f3a", "f1"]
     assert list(judged({}).columns) == list(claims.CLAIM_COLUMNS) and judged({}).empty
