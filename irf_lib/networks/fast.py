@@ -8,6 +8,7 @@ the Gaussian term of a :class:`Preconditioned` network, which becomes one matrix
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -20,18 +21,12 @@ from .denoisers import DiT, Preconditioned
 class FoldedLinear(nn.Module):
     """Rows (..., n) -> (..., m): ``gate`` * (W (``scale`` * x + ``shift``) + bias), one affine map in ``dtype``."""
 
-    def __init__(self, layers: list[nn.Linear], scale=None, shift=None, gate=None, dtype=torch.float32):
+    def __init__(self, layers: list[nn.Linear], scale=1.0, shift=0.0, gate=1.0, dtype=torch.float32):
         super().__init__()
-        weight = torch.cat([layer.weight for layer in layers]).float()
-        bias = torch.cat([layer.bias for layer in layers]).float()
-        if shift is not None:
-            bias = bias + weight @ shift
-        if scale is not None:
-            weight = weight * scale
-        if gate is not None:
-            weight, bias = gate[:, None] * weight, gate * bias
-        self.register_buffer("weight", weight.to(dtype))
-        self.register_buffer("bias", bias.to(dtype))
+        weight, bias = (torch.cat([getattr(one, name) for one in layers]).float() for name in ("weight", "bias"))
+        gate = torch.as_tensor(gate, device=weight.device)
+        self.register_buffer("weight", (gate.view(-1, 1) * weight * scale).to(dtype))
+        self.register_buffer("bias", (gate * (bias + (weight * shift).sum(dim=1))).to(dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
@@ -45,8 +40,7 @@ class FoldedBlock(nn.Module):
         attention, first, last = block.attn1, block.ff.net[0].proj, block.ff.net[2]
         shift, scale, gate, shift_ff, scale_ff, gate_ff = block.norm1.linear(embedding)[0].chunk(6)
         self.heads, self.eps = attention.heads, block.norm1.norm.eps
-        projections = [attention.to_q, attention.to_k, attention.to_v]
-        self.qkv = FoldedLinear(projections, 1 + scale, shift, dtype=dtype)
+        self.qkv = FoldedLinear([attention.to_q, attention.to_k, attention.to_v], 1 + scale, shift, dtype=dtype)
         self.out = FoldedLinear([attention.to_out[0]], gate=gate, dtype=dtype)
         self.first = FoldedLinear([first], 1 + scale_ff, shift_ff, dtype=dtype)
         self.last = FoldedLinear([last], gate=gate_ff, dtype=dtype)
@@ -74,8 +68,7 @@ class FoldedDiT(nn.Module):
         embeddings = [F.silu(b.norm1.emb(time, label, hidden_dtype=torch.float32)) for b in net.transformer_blocks]
         shift, scale = net.proj_out_1(embeddings[0])[0].chunk(2)
         self.embed = net.pos_embed
-        pairs = zip(net.transformer_blocks, embeddings, strict=True)
-        self.blocks = nn.ModuleList(FoldedBlock(block, embedding, dtype) for block, embedding in pairs)
+        self.blocks = nn.ModuleList(map(partial(FoldedBlock, dtype=dtype), net.transformer_blocks, embeddings))
         self.last = FoldedLinear([net.proj_out_2], 1 + scale, shift, dtype=dtype)
         self.patch, self.channels, self.eps = net.patch_size, net.out_channels, net.norm_out.eps
 
