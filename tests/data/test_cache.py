@@ -44,7 +44,7 @@ def test_other_bytes_sizes_and_weights_are_other_entries(tmp_path, paths, backbo
     cache(paths[:1], backbone, 64)
     cache(paths[:1], build_backbone("rgb", 8), 32)
     with monkeypatch.context() as patch:
-        patch.setattr(backbone, "fingerprint", lambda: "of other weights")
+        patch.setattr(backbone, "fingerprint", "of other weights")
         cache(paths[:1], backbone, 32)
     paths[0].write_bytes(paths[1].read_bytes())
     cache(paths[:1], backbone, 32)
