@@ -92,7 +92,7 @@ def pixel_metrics(maps: np.ndarray, masks: np.ndarray, fpr_limit: float = FPR_LI
     rank = np.concatenate([np.arange(len(normal_count)), 2 * np.arange(len(levels)) + 1])
     label = np.arange(len(rank)) >= len(normal_count)
     count = np.concatenate([normal_count, np.bincount(level)])
-    overlap = np.concatenate([normal_count, np.bincount(level, _overlap_weights(masks))])
+    overlap = np.concatenate([normal_count, np.bincount(level, overlap_weights(masks))])
     fpr, pro, _ = roc_curve(label, rank, sample_weight=overlap)
     kept = fpr <= fpr_limit
     area = np.trapezoid([*pro[kept], np.interp(fpr_limit, fpr, pro)], [*fpr[kept], fpr_limit])
@@ -104,7 +104,7 @@ def pixel_metrics(maps: np.ndarray, masks: np.ndarray, fpr_limit: float = FPR_LI
     }
 
 
-def _overlap_weights(masks: np.ndarray) -> np.ndarray:
+def overlap_weights(masks: np.ndarray) -> np.ndarray:
     """For each defect pixel, in the order of ``maps[masks]``: 1 / (number of components x its component's size)."""
     apart = np.zeros((3, 3, 3), bool)
     apart[1] = True  # neighbours in one image, corners included, and never in another
