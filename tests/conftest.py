@@ -1,5 +1,6 @@
-"""What several rooms' tests share: photographs, and a detector that is small enough to fit in a second."""
+"""What several rooms' tests share: photographs, a small detector, and the check of an error that a person reads."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from PIL import Image
 
 from irf_lib import Detector, Settings
+from irf_lib.files import InputError
 
 torch.set_num_threads(1)  # the networks are tiny, and on a busy machine two threads wait for each other
 
@@ -52,3 +54,16 @@ def write_photographs(folder: Path, n: int, seed: int = 0, defect: bool = False,
 @pytest.fixture(scope="session")
 def photograph():
     return write_photographs
+
+
+@pytest.fixture
+def refused() -> Callable:
+    """The call raises one error of this kind: a single line that holds all of the words."""
+
+    def check(words: str, function: Callable, *arguments, kind: type[Exception] = InputError) -> None:
+        with pytest.raises(kind) as caught:
+            function(*arguments)
+        text = str(caught.value)
+        assert "\n" not in text and not [word for word in words.split() if word not in text], text
+
+    return check

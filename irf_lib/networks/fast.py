@@ -62,7 +62,8 @@ def fold(denoiser: Denoiser, t: int, dtype: torch.dtype = torch.float32) -> Deno
     if isinstance(denoiser, Preconditioned):
         return FoldedPreconditioned(denoiser, t, dtype)
     if isinstance(denoiser, DiT):
-        denoiser = copy.deepcopy(denoiser, {id(weight): weight for weight in denoiser.parameters()})
+        shared = {id(one): nn.Parameter(one.detach(), requires_grad=False) for one in denoiser.parameters()}
+        denoiser = copy.deepcopy(denoiser, shared)  # deepcopy takes these in place of copies
         for block in denoiser.net.transformer_blocks:
             block.norm1 = FixedModulation(block.norm1, t)
 

@@ -66,6 +66,8 @@ def test_a_fold_depends_on_its_timestep_alone():
     denoiser = stirred(denoisers.build_denoiser("dit", C, S, 64, 2, 0))
     x = torch.randn(2, C, S, S, generator=generator())
     assert (fold(denoiser, 10)(x) - fold(denoiser, 900)(x)).abs().max() > 1e-3, "the modulations are not constants of t"
+    with torch.enable_grad():
+        assert not fold(denoiser, 10)(x).requires_grad
     steps = FoldedSteps(denoiser, [10, 900])
     assert torch.equal(steps(x, torch.tensor([900, 900])), fold(denoiser, 900)(x))
     with pytest.raises(KeyError):
