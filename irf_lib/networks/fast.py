@@ -56,16 +56,16 @@ class FoldedPreconditioned(nn.Module):
 def fold(denoiser: Denoiser, t: int, dtype: torch.dtype = torch.float32) -> Denoiser:
     """``denoiser`` at ``t`` as a function of x, (B, C, s, s) -> (B, C, s, s) float32; a timestep is disregarded.
 
-    It shares the denoiser's weights: fold again after training. With ``dtype`` bfloat16 it computes under autocast. A
-    denoiser with nothing to work out, such as a UNet, is asked at ``t`` as it is.
+    In float32 it shares the denoiser's weights; fold again after training. With ``dtype`` bfloat16 it computes under
+    autocast. A denoiser with nothing to work out, such as a UNet, is asked at ``t`` as it is.
     """
     if isinstance(denoiser, Preconditioned):
         return FoldedPreconditioned(denoiser, t, dtype)
     if isinstance(denoiser, DiT):
-        shared = {id(one): nn.Parameter(one.detach(), requires_grad=False) for one in denoiser.parameters()}
-        denoiser = copy.deepcopy(denoiser, shared)  # deepcopy takes these in place of copies
-        for block in denoiser.net.transformer_blocks:
-            block.norm1 = FixedModulation(block.norm1, t)
+        weights = {id(one): nn.Parameter(one.detach().to(dtype), requires_grad=False) for one in denoiser.parameters()}
+        trained, denoiser = denoiser, copy.deepcopy(denoiser, weights)  # which takes these in place of copies
+        for block, original in zip(denoiser.net.transformer_blocks, trained.net.transformer_blocks, strict=True):
+            block.norm1 = FixedModulation(original.norm1, t)
 
     def at_t(x: Tensor, _: Tensor | None = None) -> Tensor:
         with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
