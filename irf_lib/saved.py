@@ -28,16 +28,10 @@ class SavedAsOneFile(nn.Module):
         tensors |= {f"density.{name}": one for name, one in density.state_dict().items()}
         tensors |= {"held_out_nll": held_out, "history": pack_history(self.history)}
         tensors |= {name: torch.from_numpy(getattr(self, name)) for name in ("fit_index", "calibration_index")}
-        meta = {
-            "format": FORMAT,
-            "settings": self.settings.model_dump(),
-            "reading": self.asked.model_dump(),
-            "best_t": self.best_t,
-            "seed": self.seed,
-            "backbone_fingerprint": self.backbone.fingerprint(),
-            "train_seconds": self.train_seconds,
-            "extra": self.extra if extra is None else extra,
-        }
+        meta = {name: getattr(self, name) for name in ("best_t", "seed", "train_seconds", "extra")}
+        meta |= {"format": FORMAT, "backbone_fingerprint": self.backbone.fingerprint}
+        meta |= {"settings": self.settings.model_dump(), "reading": self.asked.model_dump()}
+        meta |= {} if extra is None else {"extra": extra}
         return save_tensors(path, tensors, meta)
 
     @classmethod
@@ -55,7 +49,7 @@ class SavedAsOneFile(nn.Module):
         settings, reading = (part | {name: one for name, one in objects.items() if name in part} for part in parts)
         try:
             self = cls(Settings(**settings), Reading(**reading), meta["seed"], device, cache, local_only=True)
-            if self.backbone.fingerprint() != meta["backbone_fingerprint"]:
+            if self.backbone.fingerprint != meta["backbone_fingerprint"]:
                 raise InputError(f"{shown} was fitted on another {parts[0]['backbone']}; fit it again.")
             self._restore(tensors, meta)
         except InputError:
@@ -66,7 +60,7 @@ class SavedAsOneFile(nn.Module):
 
     def _restore(self, tensors: dict[str, Tensor], meta: dict) -> None:
         names = ("held_out_nll", "history", "fit_index", "calibration_index")
-        held_out, history, fit_index, calibration_index = (tensors.pop(name) for name in names)
+        held_out, history, *indices = (tensors.pop(name) for name in names)
         names = [name for name in tensors if name.startswith("density.")]
         density = {name.removeprefix("density."): tensors.pop(name) for name in names}
         with torch.device("meta"):  # only the shapes: no memory, however large a file says that its network is
@@ -76,9 +70,8 @@ class SavedAsOneFile(nn.Module):
             raise ValueError("its tensors are not those of its settings")
         self.denoiser = self.new_denoiser().to(self.device).eval()
         self.load_state_dict(tensors, strict=False)  # all but the backbone, which its fingerprint has checked
-        self.best_t = meta["best_t"]
+        self.best_t, self.train_seconds, self.extra = (meta[name] for name in ("best_t", "train_seconds", "extra"))
+        self.fit_index, self.calibration_index = (one.numpy() for one in indices)
+        self.history = unpack_history(history)
         fitted = density_class(self.reading.density)(**density)
         self._fitted[self.reading.t, self.reading.input, self.reading.density] = fitted, held_out
-        self.fit_index, self.calibration_index = fit_index.numpy(), calibration_index.numpy()
-        self.history, self.train_seconds = unpack_history(history), meta["train_seconds"]
-        self.extra = meta["extra"]

@@ -1,10 +1,15 @@
-"""What several rooms' tests share: a detector that is small enough to fit in a second."""
+"""What several rooms' tests share: photographs, a small detector, and the check of an error that a person reads."""
+
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from irf_lib import Detector, Settings
+from irf_lib.files import InputError
 
 torch.set_num_threads(1)  # the networks are tiny, and on a busy machine two threads wait for each other
 
@@ -26,3 +31,39 @@ def tiny_images() -> np.ndarray:
 def tiny_detector(tiny_settings, tiny_images) -> Detector:
     """Fitted once for all tests; a test that changes it works on a copy."""
     return Detector(tiny_settings, device="cpu").fit(tiny_images, progress=None)
+
+
+def write_photographs(folder: Path, n: int, seed: int = 0, defect: bool = False, masks: Path | None = None) -> Path:
+    """Grey ramps of varying brightness, 40 x 30 pixels; a defect is a red square, which ``masks`` mark."""
+    rng = np.random.default_rng(seed)
+    for one in filter(None, (folder, masks)):
+        one.mkdir(parents=True, exist_ok=True)
+    for i in range(n):
+        pixels = np.linspace(60, 180, 40)[None, :, None] + rng.normal(0, 15) + rng.normal(0, 4, (30, 40, 3))
+        mask = np.zeros((30, 40), bool)
+        if defect:
+            r, c = rng.integers(2, 20), rng.integers(2, 30)
+            mask[r : r + 8, c : c + 8] = True
+            pixels[mask] += (80, -60, -60)
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{i:02d}.png")
+        if masks:
+            Image.fromarray(mask).save(masks / f"{i:02d}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photograph():
+    return write_photographs
+
+
+@pytest.fixture
+def refused() -> Callable:
+    """The call raises one error of this kind: a single line that holds all of the words."""
+
+    def check(words: str, function: Callable, *arguments, kind: type[Exception] = InputError) -> None:
+        with pytest.raises(kind) as caught:
+            function(*arguments)
+        text = str(caught.value)
+        assert "\n" not in text and not [word for word in words.split() if word not in text], text
+
+    return check

@@ -34,7 +34,7 @@ class FeatureCache:
         """Features of ``paths`` in their order; ``progress`` labels a bar. InputError for a file that is unreadable."""
         device, shape = backbone.mean.device, (backbone.channels, backbone.size, backbone.size)
         code = [file_sha256(Path(module.__file__)) for module in (images, backbones)]
-        key = hashlib.sha256(f"{backbone.fingerprint()} {image_size} {shape} {device.type} {code}".encode()).hexdigest()
+        key = hashlib.sha256(f"{backbone.fingerprint} {image_size} {shape} {device.type} {code}".encode()).hexdigest()
         digests = [images.content_hash([path]) for path in paths]
         entries = [self.folder / key[:16] / digest[:2] / f"{digest}.safetensors" for digest in digests]
         maps = [_read(entry) for entry in entries]

@@ -32,7 +32,7 @@ def defective_image(category: str, kind: str, rng: Generator, size: int = 256) -
     """
     scene = SCENES[category](rng, size)
     clean = scene.surface()
-    spoiled = _SPOIL[category](kind, scene, clean, rng)
+    spoiled = _spoiled(category, kind, scene, clean, rng)
     image = scene.photograph(spoiled)
     # cloth pasted on cloth may agree by chance, so that patch is read off the surface before it is rounded
     before, after = (clean, spoiled) if kind == "cut_paste" else (scene.photograph(clean), image)
@@ -98,24 +98,23 @@ def _stained(scene: Scene, clean: np.ndarray, rng: Generator) -> np.ndarray:
     return blend(clean, opacity, tint * (0.5 * clean + 0.5 * clean.mean(axis=(0, 1))))
 
 
-def _spoil_woven(kind: str, scene: Scene, clean: np.ndarray, rng: Generator) -> np.ndarray:
+def _spoiled(category: str, kind: str, scene: Scene, clean: np.ndarray, rng: Generator) -> np.ndarray:
+    """The surface (H, W, 3) of a scene with one defect, from its defect-free surface `clean`."""
     size = scene.size
-    match kind:
-        case "missing_thread":
+    match category, kind:
+        case _, "stain":
+            return _stained(scene, clean, rng)
+        case "woven", "missing_thread":
             system, number = rng.integers(2), rng.integers(13, 29)
             middle, half = rng.uniform(14, 28), rng.uniform(2.5, 10)
-
-            def lost(k: int, yarn: np.ndarray, along: np.ndarray) -> np.ndarray:
-                return (k == system) & (yarn == number) & (np.abs(along - middle) < half)
-
-            return scene.surface(lost=lost)
-        case "hole":  # each yarn breaks off at its own place, so that frayed ends reach in
+            return scene.surface(lost=lambda k, yarn, v: (k == system) & (yarn == number) & (np.abs(v - middle) < half))
+        case "woven", "hole":  # each yarn breaks off at its own place, so that frayed ends reach in
             field, reach = _blob(rng, size, 0.005, 0.03), rng.uniform(0, 0.6, (2, 64))
             return scene.surface(lost=lambda k, yarn, v: field > reach[k, yarn % 64])
-        case "snag":  # weft yarns pulled aside by something sharp
+        case "woven", "snag":  # weft yarns pulled aside by something sharp
             pull = np.clip(_blob(rng, size, 0.012, 0.035), 0, 1) ** 2
             return scene.surface(drag=rng.choice((-1, 1)) * rng.uniform(1.0, 1.8) * pull)
-        case "cut_paste":  # cloth from the far side of the image, turned
+        case "woven", "cut_paste":  # cloth from the far side of the image, turned
             patch = _blob(rng, size, 0.006, 0.03) > 0
             middle = np.array(scipy.ndimage.center_of_mass(patch))
             source = np.stack(turned(*(np.nonzero(patch) - middle[:, None]), rng.uniform(0.4, 1.1)))
@@ -124,69 +123,50 @@ def _spoil_woven(kind: str, scene: Scene, clean: np.ndarray, rng: Generator) -> 
             for c in range(3):
                 spoiled[patch, c] = scipy.ndimage.map_coordinates(clean[..., c], source, order=1, mode="mirror")
             return spoiled
-    return _stained(scene, clean, rng)
-
-
-def _spoil_metal(kind: str, scene: Scene, clean: np.ndarray, rng: Generator) -> np.ndarray:
-    size = scene.size
-    match kind:
-        case "scratch":  # raw metal shines in it, one flank in the light and one in shadow
+        case "brushed_metal", "scratch":  # raw metal shines in it, one flank in the light and one in shadow
             line = _stroke(rng, size, rng.uniform(60, 180), rng.uniform(1.2, 2.6), 0.04, (2, 6))
             return clean * (1 + rng.uniform(0.12, 0.45) * (line + _relief(rng, line)))[..., None]
-        case "dent":
+        case "brushed_metal", "dent":
             bowl = _ramp(_blob(rng, size, 0.01, 0.04), 1)
             return clean * (1 + rng.uniform(0.12, 0.4) * _relief(rng, bowl))[..., None]
-        case "cross_brushing":
+        case "brushed_metal", "cross_brushing":
             across = streaks(rng, size, rng.choice((-1, 1)) * rng.uniform(0.5, 1.57))
             patch = rng.uniform(0.7, 1) * _ramp(_blob(rng, size, 0.012, 0.05), 0.3)
             return blend(clean, patch, scene.surface(rng.uniform(0.06, 0.1) * across))
-    return _stained(scene, clean, rng)
-
-
-def _spoil_stone(kind: str, scene: Scene, clean: np.ndarray, rng: Generator) -> np.ndarray:
-    size = scene.size
-    match kind:
-        case "crack":
+        case "speckled_stone", "crack":
             line = _stroke(rng, size, rng.uniform(90, 200), rng.uniform(2.8, 4.8), 0.07, (3, 9, 27))
             return blend(clean, rng.uniform(0.75, 1) * line, 0.12)
-        case "hole":  # where a chip fell out: dark, one wall in the light
+        case "speckled_stone", "hole":  # where a chip fell out: dark, one wall in the light
             field = _blob(rng, size, 0.004, 0.02)
             inside = 0.2 + 0.2 * _relief(rng, _ramp(field, 0.8)) + 0.04 * noise(rng, size, 60)
             return blend(clean, _ramp(field, 0.12), inside[..., None])
-        case "foreign_grain":
+        case "speckled_stone", "foreign_grain":
             spoiled = clean.copy()
             lay_chip(spoiled, rng, rng.uniform(12, 22), _FOREIGN[rng.integers(4)], margin=24)
             return spoiled
-    # blur_patch: polished until the grains run together
-    sigma = rng.uniform(3.5, 6) * size / SIDE
-    smooth = scipy.ndimage.gaussian_filter(clean, (sigma, sigma, 0), truncate=2)
-    return blend(clean, _ramp(_blob(rng, size, 0.015, 0.05), 0.2), smooth)
-
-
-def _spoil_board(kind: str, scene: Scene, clean: np.ndarray, rng: Generator) -> np.ndarray:
-    size = scene.size
-    match kind:
-        case "missing_pad":
+        case "speckled_stone", "blur_patch":  # polished until the grains run together
+            sigma = rng.uniform(3.5, 6) * size / SIDE
+            smooth = scipy.ndimage.gaussian_filter(clean, (sigma, sigma, 0), truncate=2)
+            return blend(clean, _ramp(_blob(rng, size, 0.015, 0.05), 0.2), smooth)
+        case "printed_board", "missing_pad":
             return scene.surface(no_pad=rng.integers(len(PADS)))
-        case "broken_trace":  # burnt through: a gap in the copper within a scorched spot
+        case "printed_board", "broken_trace":  # burnt through: a gap in the copper within a scorched spot
             _, start, stop, _ = np.array(TRACES[rng.integers(16)])
             x, y = start + rng.uniform(0.15, 0.85) * (stop - start)
             field = _blob(rng, size, 0.003, 0.012, at=np.array([y, x]))
             scorch = rng.uniform(0.6, 1) * _ramp(field, 0.4)
             return blend(scene.surface(cut=_ramp(field, 0.3)), scorch, (0.08, 0.07, 0.04))
-        case "bridge":  # solder that joins two or three neighbouring pads of a row
+        case "printed_board", "bridge":  # solder that joins two or three neighbouring pads of a row
             first, span = 8 * rng.integers(3) + rng.integers(6), rng.integers(1, 3)
             ends = np.array([PADS[first][:2], PADS[first + span][:2]]) + rng.uniform(-2, 2, (2, 2))
             return scene.surface(solder=(*ends, rng.uniform(3.5, 6)))
-        case "misprint":  # tilted, mirrored or shifted
+        case "printed_board", "misprint":  # tilted, mirrored or shifted
             way, side = rng.integers(3), rng.choice((-1, 1), 2)
             matrix = np.array(turned(*np.eye(2), side[0] * rng.uniform(0.1, 0.3) * (way == 0)))
             matrix[1] *= -1 if way == 1 else 1
             shift = side * rng.uniform(4, 8, 2) * (way == 2)
             return scene.surface(misprint=(matrix, shift.reshape(2, 1, 1)))
-    # scratch: pale where the lacquer is scraped
-    line = _stroke(rng, size, rng.uniform(60, 150), rng.uniform(1.6, 3.4), 0.04, (2, 6))
-    return blend(clean, rng.uniform(0.5, 0.9) * line, (0.55, 0.62, 0.48))
-
-
-_SPOIL = dict(zip(DEFECTS, (_spoil_woven, _spoil_metal, _spoil_stone, _spoil_board), strict=True))
+        case "printed_board", "scratch":  # pale where the lacquer is scraped
+            line = _stroke(rng, size, rng.uniform(60, 150), rng.uniform(1.6, 3.4), 0.04, (2, 6))
+            return blend(clean, rng.uniform(0.5, 0.9) * line, (0.55, 0.62, 0.48))
+    raise KeyError(f"{category} has no defect {kind}")

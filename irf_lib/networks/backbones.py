@@ -31,7 +31,8 @@ def resize_map(x: Tensor, size: int) -> Tensor:
 
 
 class Backbone(nn.Module):
-    """A frozen network with the taps it is read at. ``channels`` is C, ``size`` is s."""
+    """A frozen network with the taps it is read at. ``channels`` is C, ``size`` is s; ``fingerprint`` is a hash of all
+    that the features depend on, for cache keys."""
 
     def __init__(self, taps: Callable[[Tensor], list[Tensor]], net: nn.Module, channels: int, size: int, mean, std):
         super().__init__()
@@ -40,7 +41,11 @@ class Backbone(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False).eval()
-        self._fingerprint = self._hash()  # of the weights as they came, before anything is folded into them
+        digest = hashlib.sha256(f"{channels} {size} {self.mean.tolist()} {self.std.tolist()}".encode())
+        for name, tensor in net.state_dict().items():  # as they came: nothing is folded into the weights yet
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        self.fingerprint = digest.hexdigest()[:16]
         self.net.to(memory_format=torch.channels_last)
 
     @torch.no_grad()
@@ -53,17 +58,6 @@ class Backbone(nn.Module):
         images = images.contiguous(memory_format=torch.channels_last)
         taps = self._taps((images - self.mean) / self.std)
         return torch.cat([resize_map(tap, self.size) for tap in taps], dim=1)
-
-    def fingerprint(self) -> str:
-        """Hash of the weights and of everything else that the features depend on, for cache keys."""
-        return self._fingerprint
-
-    def _hash(self) -> str:
-        digest = hashlib.sha256(f"{self.channels} {self.size} {self.mean.tolist()} {self.std.tolist()}".encode())
-        for name, tensor in self.net.state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()[:16]
 
 
 def efficientnet_lite0(size: int, weights: str | Path | None = None, local_only: bool = False) -> Backbone:

@@ -1,12 +1,13 @@
 """A trained denoiser at one timestep: the same function of x, with everything that depends on t alone worked out once.
 
 Scoring evaluates the network at a single t, so its timestep embedding and every modulation that comes from it (adaLN,
-Peebles and Xie 2023, arXiv 2212.09748) are constants, and constants go into the weights beside them. The same holds for
-the Gaussian term of a :class:`Preconditioned` network, which becomes one matrix. Equal to the denoiser up to rounding.
+Peebles and Xie 2023, arXiv 2212.09748) are constants. The same holds for the Gaussian term of a :class:`Preconditioned`
+network, which becomes one matrix. Equal to the denoiser up to rounding.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -17,76 +18,19 @@ from ..irf import Denoiser
 from .denoisers import DiT, Preconditioned
 
 
-class FoldedLinear(nn.Module):
-    """Rows (..., n) -> (..., m): ``gate`` * (W (``scale`` * x + ``shift``) + bias), one affine map in ``dtype``."""
+class FixedModulation(nn.Module):
+    """The adaptive norm of a DiT's block at one timestep: what diffusers' AdaLayerNormZero returns, asked without t."""
 
-    def __init__(self, layers: list[nn.Linear], scale=None, shift=None, gate=None, dtype=torch.float32):
+    def __init__(self, adaptive: nn.Module, t: int):
         super().__init__()
-        weight = torch.cat([layer.weight for layer in layers]).float()
-        bias = torch.cat([layer.bias for layer in layers]).float()
-        if shift is not None:
-            bias = bias + weight @ shift
-        if scale is not None:
-            weight = weight * scale
-        if gate is not None:
-            weight, bias = gate[:, None] * weight, gate * bias
-        self.register_buffer("weight", weight.to(dtype))
-        self.register_buffer("bias", bias.to(dtype))
+        time = torch.full((1,), t, dtype=torch.long, device=adaptive.linear.weight.device)
+        embedding = adaptive.emb(time, torch.zeros_like(time), hidden_dtype=torch.float32)
+        self.norm, self.emb = adaptive.norm, lambda *_, **__: embedding  # the DiT's last layer asks for it, too
+        self.register_buffer("modulations", adaptive.linear(F.silu(embedding)))  # (1, 6 D)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
-
-
-class FoldedBlock(nn.Module):
-    """One transformer block of a DiT with its six modulations folded in; tokens (B, L, D) -> (B, L, D)."""
-
-    def __init__(self, block: nn.Module, embedding: Tensor, dtype: torch.dtype):
-        super().__init__()
-        attention, first, last = block.attn1, block.ff.net[0].proj, block.ff.net[2]
-        shift, scale, gate, shift_ff, scale_ff, gate_ff = block.norm1.linear(embedding)[0].chunk(6)
-        self.heads, self.eps = attention.heads, block.norm1.norm.eps
-        projections = [attention.to_q, attention.to_k, attention.to_v]
-        self.qkv = FoldedLinear(projections, 1 + scale, shift, dtype=dtype)
-        self.out = FoldedLinear([attention.to_out[0]], gate=gate, dtype=dtype)
-        self.first = FoldedLinear([first], 1 + scale_ff, shift_ff, dtype=dtype)
-        self.last = FoldedLinear([last], gate=gate_ff, dtype=dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        batch, length, width = x.shape
-        qkv = self.qkv(F.layer_norm(x, (width,), eps=self.eps))  # (B, L, 3 D)
-        q, k, v = qkv.view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # 3 x (B, heads, L, D / heads)
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, length, width)
-        x = x + self.out(attended)
-        hidden = F.gelu(self.first(F.layer_norm(x, (width,), eps=self.eps)), approximate="tanh")
-        return x + self.last(hidden)
-
-
-class FoldedDiT(nn.Module):
-    """A DiT at one timestep. (B, C, s, s) -> (B, C, s, s), laid out channels last. Like every folded denoiser it may be
-    called with a timestep, as any denoiser is, and disregards it."""
-
-    def __init__(self, dit: DiT, t: int, dtype: torch.dtype = torch.float32):
-        super().__init__()
-        net, device = dit.net, dit.net.proj_out_2.weight.device
-        label = torch.zeros(1, dtype=torch.long, device=device)
-        time = torch.full((1,), t, dtype=torch.long, device=device)
-        # As in diffusers' forward: every block has an embedder of its own, and the last layer takes the first block's.
-        embeddings = [F.silu(b.norm1.emb(time, label, hidden_dtype=torch.float32)) for b in net.transformer_blocks]
-        shift, scale = net.proj_out_1(embeddings[0])[0].chunk(2)
-        self.embed = net.pos_embed
-        pairs = zip(net.transformer_blocks, embeddings, strict=True)
-        self.blocks = nn.ModuleList(FoldedBlock(block, embedding, dtype) for block, embedding in pairs)
-        self.last = FoldedLinear([net.proj_out_2], 1 + scale, shift, dtype=dtype)
-        self.patch, self.channels, self.eps = net.patch_size, net.out_channels, net.norm_out.eps
-
-    def forward(self, x: Tensor, t: Tensor | None = None) -> Tensor:
-        tokens = self.embed(x)  # (B, L, D)
-        for block in self.blocks:
-            tokens = block(tokens)
-        tokens = self.last(F.layer_norm(tokens, tokens.shape[-1:], eps=self.eps)).float()
-        n, p = x.shape[-1] // self.patch, self.patch
-        maps = tokens.view(-1, n, n, p, p, self.channels).transpose(2, 3).reshape(-1, n * p, n * p, self.channels)
-        return maps.permute(0, 3, 1, 2)
+    def forward(self, x: Tensor, *_, **__) -> tuple[Tensor, ...]:
+        shift, scale, *others = self.modulations.chunk(6, dim=1)
+        return self.norm(x) * (1 + scale) + shift, *others
 
 
 class FoldedPreconditioned(nn.Module):
@@ -112,17 +56,20 @@ class FoldedPreconditioned(nn.Module):
 def fold(denoiser: Denoiser, t: int, dtype: torch.dtype = torch.float32) -> Denoiser:
     """``denoiser`` at ``t`` as a function of x, (B, C, s, s) -> (B, C, s, s) float32; a timestep is disregarded.
 
-    Fold again after training. A DiT's matrix products are computed in ``dtype``; a denoiser with nothing to fold, such
-    as a UNet, is asked at ``t`` as it is, under autocast if ``dtype`` is bfloat16.
+    In float32 it shares the denoiser's weights; fold again after training. With ``dtype`` bfloat16 it computes under
+    autocast. A denoiser with nothing to work out, such as a UNet, is asked at ``t`` as it is.
     """
     if isinstance(denoiser, Preconditioned):
         return FoldedPreconditioned(denoiser, t, dtype)
     if isinstance(denoiser, DiT):
-        return FoldedDiT(denoiser, t, dtype)
+        weights = {id(one): nn.Parameter(one.detach().to(dtype), requires_grad=False) for one in denoiser.parameters()}
+        trained, denoiser = denoiser, copy.deepcopy(denoiser, weights)  # which takes these in place of copies
+        for block, original in zip(denoiser.net.transformer_blocks, trained.net.transformer_blocks, strict=True):
+            block.norm1 = FixedModulation(original.norm1, t)
 
     def at_t(x: Tensor, _: Tensor | None = None) -> Tensor:
         with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
-            return denoiser(x, torch.full((len(x),), t, dtype=torch.long, device=x.device)).float()
+            return denoiser(x, x.new_full(x.shape[:1], t, dtype=torch.long)).float()
 
     return at_t
 

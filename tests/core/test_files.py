@@ -7,16 +7,7 @@ import stat
 import pytest
 import torch
 
-from irf_lib.files import (
-    InputError,
-    RunError,
-    load_tensors,
-    one_line,
-    printable,
-    save_tensors,
-    write_atomically,
-    write_json,
-)
+from irf_lib.files import InputError, RunError, load_tensors, printable, save_tensors, write_atomically, write_json
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(3), "c": torch.zeros(0, 2)}
 
@@ -73,4 +64,3 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 def test_names_are_printable():
     assert printable(os.fsdecode(b"a\xff\x1b[31m.png")) == r"a\xff\x1b[31m.png"
     assert printable("Größe.png") == "Größe.png"
-    assert one_line("a\n  b") == "a b" and one_line("x" * 400).endswith(" ...")

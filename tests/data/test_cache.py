@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from irf_lib.data.cache import FeatureCache
 from irf_lib.data.images import load_images
@@ -13,13 +11,9 @@ from irf_lib.networks.backbones import build_backbone
 
 
 @pytest.fixture
-def paths(tmp_path) -> list[Path]:
-    """18 images of noise, more than are computed at a time."""
-    rng = np.random.default_rng(0)
-    paths = [tmp_path / f"{n:02d}.png" for n in range(18)]
-    for path in paths:
-        Image.fromarray(rng.integers(0, 256, (32, 40, 3), dtype=np.uint8)).save(path)
-    return paths
+def paths(tmp_path, photograph) -> list[Path]:
+    """More than are computed at a time."""
+    return sorted(photograph(tmp_path / "parts", 18).iterdir())
 
 
 @pytest.fixture
@@ -44,7 +38,7 @@ def test_other_bytes_sizes_and_weights_are_other_entries(tmp_path, paths, backbo
     cache(paths[:1], backbone, 64)
     cache(paths[:1], build_backbone("rgb", 8), 32)
     with monkeypatch.context() as patch:
-        patch.setattr(backbone, "fingerprint", lambda: "of other weights")
+        patch.setattr(backbone, "fingerprint", "of other weights")
         cache(paths[:1], backbone, 32)
     paths[0].write_bytes(paths[1].read_bytes())
     cache(paths[:1], backbone, 32)

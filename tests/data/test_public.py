@@ -21,21 +21,17 @@ NAMES = "set/train/good/0.png set/test/good/0.png set/test/cut/0.png set/ground_
 FILES = {name: name.encode() * 100 for name in NAMES.split()}
 
 
-def tar(files: dict[str, bytes], mode: str = "w") -> bytes:
+def archive_of(files: dict[str, bytes], kind: str) -> bytes:
+    """A zip file, or a tar file: kind is then tarfile's mode."""
     file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode=mode) as archive:
+    with zipfile.ZipFile(file, "w") if kind == "zip" else tarfile.open(fileobj=file, mode=kind) as archive:
         for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return file.getvalue()
-
-
-def zipped(files: dict[str, bytes]) -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
+            if kind == "zip":
+                archive.writestr(name, content)
+            else:
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
     return file.getvalue()
 
 
@@ -45,9 +41,9 @@ def source_of(content: bytes, name: str, url: str = "https://here") -> Source:
 
 
 ARCHIVES = {
-    "mvtec_ad": tar(FILES, "w:xz"),
-    "visa": tar(FILES),
-    "btad": zipped({f"BTech/{name}": FILES[name] for name in FILES} | {"__MACOSX/._BTech": b"junk"}),
+    "mvtec_ad": archive_of(FILES, "w:xz"),
+    "visa": archive_of(FILES, "w"),
+    "btad": archive_of({f"BTech/{name}": FILES[name] for name in FILES} | {"__MACOSX/._BTech": b"junk"}, "zip"),
 }
 
 
@@ -115,13 +111,13 @@ def test_what_fails_is_one_sentence_and_leaves_no_data_set(tmp_path, fetch, monk
 
 @pytest.mark.parametrize("name", ["../../out.txt", "/{}/out.txt"])
 def test_a_hostile_name_in_an_archive_leads_nowhere(tmp_path, name):
-    zip_, tar_, root = tmp_path / "zip", tmp_path / "tar", tmp_path / "sets" / "new"
-    zip_.write_bytes(zipped(FILES | {name.format(tmp_path): b"x"}))
-    tar_.write_bytes(tar(FILES | {name.format(tmp_path): b"x"}))
-    download(source_of(zip_.read_bytes(), "btad"), root, zip_)
-    with suppress(RunError):  # tarfile refuses, or writes the file into the folder
-        download(source_of(tar_.read_bytes(), "visa"), root / "other", tar_)
-    assert {*tmp_path.rglob("*")} - {*root.rglob("*")} == {zip_, tar_, root.parent, root}
+    mine, root = tmp_path / "mine", tmp_path / "sets" / "new"
+    for kind, source, target in (("zip", "btad", root), ("w", "visa", root / "other")):
+        mine.write_bytes(archive_of(FILES | {name.format(tmp_path): b"x"}, kind))
+        with suppress(RunError):  # tarfile refuses, or writes the file into the folder; zipfile leaves it out
+            download(source_of(mine.read_bytes(), source), target, mine)
+    assert (root / public.MARKER).is_file() and {*tmp_path.iterdir()} == {mine, root.parent}
+    assert list(root.parent.iterdir()) == [root]
 
 
 def test_every_source_says_where_from_and_on_which_terms(tmp_path, refused):

@@ -13,9 +13,7 @@ import urllib.request
 from pathlib import Path
 
 import nbformat
-import numpy as np
 import pytest
-from PIL import Image
 
 pytest.importorskip("selenium", reason="the browser tests need the extra dev")
 from selenium import webdriver
@@ -35,35 +33,18 @@ FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-ne
 PATIENCE = 180  # seconds, for a machine that does other things as well
 
 
-PANEL = "const panel = [...window.jupyterapp.shell.widgets('main')].find(one => one.sessionContext);"
-KERNEL_IS_IDLE = (
-    "if (!window.jupyterapp) return false;"
-    + PANEL
-    + "const session = panel && panel.sessionContext.session; return !!session && session.kernel?.status === 'idle';"
-)
+APP = "const app = window.jupyterapp, panel = app && [...app.shell.widgets('main')].find(one => one.sessionContext);"
+KERNEL_IS_IDLE = APP + "return panel?.sessionContext.session?.kernel?.status === 'idle';"
 # Headless, no widget has the focus, and commands go to the one that has.
-RUN_ALL = PANEL + (
-    "window.jupyterapp.shell.activateById(panel.id); window.jupyterapp.commands.execute('notebook:run-all-cells');"
-)
-
-
-def write_parts(folder):
-    """A category with labels: grey ramps, and ramps with a red square."""
-    rng = np.random.default_rng(0)
-    for kind, n in {"train/good": 30, "test/good": 4, "test/square": 4}.items():
-        (folder / kind).mkdir(parents=True)
-        for i in range(n):
-            pixels = np.linspace(60, 180, 32)[None, :, None] + rng.normal(0, 8, (32, 32, 3))
-            if kind == "test/square":
-                pixels[8:16, 8 + i : 16 + i] += (80, -60, -60)
-            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / kind / f"{i}.png")
+RUN_ALL = APP + "app.shell.activateById(panel.id); app.commands.execute('notebook:run-all-cells');"
 
 
 @pytest.fixture(scope="module")
-def notebook(tmp_path_factory):
+def notebook(tmp_path_factory, photograph):
     """A copy of the notebook whose parameters name a small run that has been trained."""
     folder = tmp_path_factory.mktemp("lab")
-    write_parts(folder / "set" / "ramp")
+    for seed, (kind, n) in enumerate({"train/good": 30, "test/good": 4, "test/square": 4}.items()):
+        photograph(folder / "set/ramp" / kind, n, seed, defect=kind == "test/square")
     given = {"data": str(folder / "set"), "out": str(folder / "out"), "settings": TINY, "device": "cpu"}
     Run.open("03_train", category="", seed=0, **given).detector(progress=False)
     copy = nbformat.read(ROOT / "notebooks" / "14_explore.ipynb", as_version=4)
@@ -90,7 +71,7 @@ def lab(notebook):
     with log.open("w") as file:
         process = subprocess.Popen(command, env=environment, stdout=file, stderr=file, cwd=notebook.parent)
     try:
-        wait_for(lambda: answers(f"http://127.0.0.1:{port}/api?token=sesame", process), log)
+        wait_for(f"http://127.0.0.1:{port}/api?token=sesame", process, log)
         yield f"http://127.0.0.1:{port}/lab/tree/explore.ipynb?token=sesame"
     finally:
         process.terminate()
@@ -99,19 +80,19 @@ def lab(notebook):
         process.kill()
 
 
-def answers(address, process):
-    assert process.poll() is None, "JupyterLab ended"
-    try:
-        return urllib.request.urlopen(address, timeout=5).status == 200
-    except OSError:
-        return False
-
-
-def wait_for(condition, log):
+def wait_for(address, process, log):
     deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, log.read_text()[-2000:]
+    while True:
+        with contextlib.suppress(OSError):
+            return urllib.request.urlopen(address, timeout=5)
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-2000:]
         time.sleep(0.2)
+
+
+def wait_until(page, condition):
+    """Until the page fulfils it and the kernel has nothing more to do."""
+    WebDriverWait(page, PATIENCE).until(condition)
+    WebDriverWait(page, PATIENCE).until(lambda d: d.execute_script(KERNEL_IS_IDLE))
 
 
 @pytest.fixture(scope="module")
@@ -124,11 +105,9 @@ def page(lab, tmp_path_factory):
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
     try:
         driver.get(lab)
-        wait = WebDriverWait(driver, PATIENCE)
-        wait.until(lambda d: d.execute_script(KERNEL_IS_IDLE))
+        wait_until(driver, lambda d: d.execute_script(KERNEL_IS_IDLE))
         driver.execute_script(RUN_ALL)
-        wait.until(lambda d: d.find_elements(By.CSS_SELECTOR, "img.widget-image"))
-        wait.until(lambda d: d.execute_script(KERNEL_IS_IDLE))
+        wait_until(driver, lambda d: d.find_elements(By.CSS_SELECTOR, "img.widget-image"))
         yield driver
     finally:
         driver.quit()
@@ -150,8 +129,7 @@ def after(page, act):
     """(before, after): what the page shows before ``act`` and once it has followed."""
     before = state(page)
     act()
-    WebDriverWait(page, PATIENCE).until(lambda d: state(d)[1] != before[1])
-    WebDriverWait(page, PATIENCE).until(lambda d: d.execute_script(KERNEL_IS_IDLE))
+    wait_until(page, lambda d: state(d)[1] != before[1])
     return before, state(page)
 
 
@@ -172,10 +150,8 @@ def test_alpha_moves_the_threshold_and_not_the_score(page):
     score, limit = (r"score ([-\d.]+) nats", r"threshold ([-\d.]+)")
     before = state(page)
     control(page, "alpha").find_element(By.CSS_SELECTOR, ".noUi-handle").send_keys(Keys.ARROW_RIGHT * 20)
-    wait = WebDriverWait(page, PATIENCE)
-    wait.until(lambda d: control(d, "alpha").find_element(By.CSS_SELECTOR, ".widget-readout").text == "0.40")
-    wait.until(lambda d: re.search(limit, state(d)[0])[1] != re.search(limit, before[0])[1])
-    wait.until(lambda d: d.execute_script(KERNEL_IS_IDLE))
+    wait_until(page, lambda d: control(d, "alpha").find_element(By.CSS_SELECTOR, ".widget-readout").text == "0.40")
+    wait_until(page, lambda d: re.search(limit, state(d)[0])[1] != re.search(limit, before[0])[1])
     now = state(page)
     assert re.search(score, before[0])[1] == re.search(score, now[0])[1]
     assert float(re.search(limit, now[0])[1]) < float(re.search(limit, before[0])[1])

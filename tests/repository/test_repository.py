@@ -68,9 +68,9 @@ def test_nothing_imports_upward_or_in_a_circle():
 
 def test_the_house_is_thin():
     assert lines((ROOT / "irf_lib").glob("*.py")) <= 1_700
-    assert lines(MODULES.values()) <= 5_420  # lower this with every change; the aim is 5,000
+    assert lines(MODULES.values()) <= 5_260  # lower this with every change; the aim is 5,000
     assert not [name for name, path in MODULES.items() if lines([path]) > 350]
-    assert lines((ROOT / "tests").rglob("*.py")) <= 4_190  # the aim is 4,000
+    assert lines((ROOT / "tests").rglob("*.py")) <= 4_118  # the aim is 4,000
     trees = [ast.walk(ast.parse(path.read_text())) for path in MODULES.values()]
     assert sum(isinstance(node, ast.ExceptHandler) for nodes in trees for node in nodes) <= 25
 
@@ -98,11 +98,7 @@ def test_the_lock_is_the_only_list_of_pins_and_meets_every_bound():
     entries = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
     pins = dict(entry.split("==") for entry in entries)
     assert all(re.fullmatch(r"[\w.]+", version) for version in pins.values())
-    declared = [
-        *PROJECT["dependencies"],
-        *(one for extra in PROJECT["optional-dependencies"].values() for one in extra),
-    ]
-    for requirement in map(Requirement, declared):
+    for requirement in map(Requirement, sum(PROJECT["optional-dependencies"].values(), PROJECT["dependencies"])):
         assert pins[requirement.name] in requirement.specifier, requirement
         assert "==" not in str(requirement)
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]

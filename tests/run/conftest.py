@@ -3,9 +3,7 @@
 from pathlib import Path
 
 import nbformat
-import numpy as np
 import pytest
-from PIL import Image
 
 from irf_lib.run.commands import app
 
@@ -33,29 +31,6 @@ PARAMETERS = (
 )
 
 
-def write_photographs(folder: Path, n: int, seed: int = 0, defect: bool = False, masks: Path | None = None) -> Path:
-    """Grey ramps of varying brightness, 40 x 30 pixels; a defect is a red square, which ``masks`` mark."""
-    rng = np.random.default_rng(seed)
-    for one in filter(None, (folder, masks)):
-        one.mkdir(parents=True, exist_ok=True)
-    for i in range(n):
-        pixels = np.linspace(60, 180, 40)[None, :, None] + rng.normal(0, 15) + rng.normal(0, 4, (30, 40, 3))
-        mask = np.zeros((30, 40), bool)
-        if defect:
-            r, c = rng.integers(2, 20), rng.integers(2, 30)
-            mask[r : r + 8, c : c + 8] = True
-            pixels[mask] += (80, -60, -60)
-        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{i:02d}.png")
-        if masks:
-            Image.fromarray(mask).save(masks / f"{i:02d}.png")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def photograph():
-    return write_photographs
-
-
 def write_notebook(path: Path, *cells: str) -> Path:
     """A notebook of code cells; the first one holds the parameters."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +47,7 @@ def tiny():
 
 
 @pytest.fixture
-def project(tmp_path, monkeypatch):
+def project(tmp_path, monkeypatch, photograph):
     """The working directory: our library and workflow, notebooks 03 and 05 cut short, two categories in parts/."""
     for name in ("irf_lib", "workflow"):
         (tmp_path / name).symlink_to(ROOT / name)
@@ -81,9 +56,9 @@ def project(tmp_path, monkeypatch):
         write_notebook(tmp_path / "notebooks" / f"{stage}.ipynb", PARAMETERS, body, more or "pass", "run.finish()")
     for seed, name in ((0, "bolt"), (10, "nut")):  # 15 good images to train on, 4 good and 4 with a hole to test
         folder = tmp_path / "parts" / name
-        write_photographs(folder / "train/good", 15, seed)
-        write_photographs(folder / "test/good", 4, seed + 1)
-        write_photographs(folder / "test/hole", 4, seed + 2, True, folder / "ground_truth/hole")
+        photograph(folder / "train/good", 15, seed)
+        photograph(folder / "test/good", 4, seed + 1)
+        photograph(folder / "test/hole", 4, seed + 2, True, folder / "ground_truth/hole")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("IRF_PARENT", raising=False)
     return tmp_path

@@ -144,9 +144,8 @@ def test_a_notebook_goes_beside_its_results_and_export_into_one_file(project, mo
     words = ["-p", "data=parts", "-p", "category=nut", "-p", f"settings={tiny}", "-p", "out=results/x"]
     assert main("notebook", "05", *words) == 0
     _, out, given, _ = execute.call_args.args
-    assert (
-        out == project / "results/x/parts/nut/seed0/notebooks/05_score_and_detect.ipynb" and given["settings"] == tiny
-    )
+    place = "results/x/parts/nut/seed0/notebooks/05_score_and_detect.ipynb"
+    assert out == project / place and given["settings"] == tiny
     assert main("export", model, "--out", project / "m") == 0 and export.call_args.args[1] == project / "m/model.onnx"
 
 
