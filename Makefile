@@ -1,9 +1,10 @@
-# make reproduce | bench | test | lab | book | lint. Needs Python 3.11+ and make; everything else goes into .venv.
+# make reproduce | bench | peers | test | check | publish | lab | book | lint. Needs Python 3.11+ and make; everything else goes into .venv.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 BOOK_VENV := .venv-book
+PEERS_VENV := .venv-peers
 
 # CPU=avx2: torch and oneDNN use no instruction beyond AVX2, and so no bf16, whatever this machine could do.
 ifeq ($(CPU),avx2)
@@ -13,12 +14,15 @@ else ifneq ($(CPU),)
 $(error CPU=$(CPU) is unknown; there is CPU=avx2)
 endif
 
-.PHONY: setup reproduce bench test lint lab book clean help
+.PHONY: setup reproduce bench peers test check publish lint lab book clean help
 
 help:
 	@echo "make reproduce  set up .venv and run every notebook on the embedded data into results/quick"
 	@echo "make bench      time every part of a score and its rivals (a quarter of an hour) into results/bench"
+	@echo "make peers      run anomalib's PaDiM and PatchCore beside ours (parameters: peers/peers.py)"
 	@echo "make test       set up .venv and run the tests (notebooks included)"
+	@echo "make check      compare README, claims and tables with the committed CSV files, and those with their provenance"
+	@echo "make publish    make results/reference and the README's tables of a finished run (RUN=reference-run)"
 	@echo "make lab        open JupyterLab on the notebooks"
 	@echo "make book       build the executed notebooks as a site, book/_build/html (BOOK=quick: of that run alone)"
 	@echo "make lint       ruff on code and notebooks, and no outputs in notebooks"
@@ -44,9 +48,29 @@ reproduce: setup
 bench: setup
 	$(BIN)/python -m irf_lib notebook 12 -p preset=reference -p out=results/bench
 
+# An environment of its own, of several gigabytes. All that the lock pins has the same version here, except torch.
+$(PEERS_VENV)/.ready: peers/requirements.txt requirements.lock pyproject.toml
+	@test -x $(PEERS_VENV)/bin/python || $(PYTHON) -m venv $(PEERS_VENV)
+	grep -v '^torch==' requirements.lock > $(PEERS_VENV)/constraints.txt
+	$(PEERS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c $(PEERS_VENV)/constraints.txt \
+	  -r peers/requirements.txt --editable .
+	@touch $@
+
+# Each parameter is passed on where it is given: make peers DATA=data/mvtec_ad CATEGORIES="bottle pill" SEEDS="0 1 2"
+peers: $(PEERS_VENV)/.ready
+	$(PEERS_VENV)/bin/python -W ignore peers/peers.py $(foreach one,DATA CATEGORIES SEEDS PRESET OUT ROUNDS THREADS,\
+	  $(if $($(one)),--$(shell echo $(one) | tr A-Z a-z) $($(one))))
+
 # A process for each core, each with one thread; the tests of one file stay together, because they share what they made.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
+# Part of make test, too.
+check: setup
+	$(BIN)/python -m pytest -q tests/repository/test_results.py
+
+publish: setup
+	$(BIN)/python workflow/publish.py $(or $(RUN),reference-run)
 
 lint: setup
 	$(BIN)/ruff check .
@@ -69,4 +93,4 @@ book: $(BOOK_VENV)/.ready
 	$(BOOK_VENV)/bin/jupyter-book build book/_build/source --path-output book -W -n --keep-going -q
 
 clean:
-	rm -rf $(VENV) $(BOOK_VENV) book/_build .cache .pytest_cache .ruff_cache .snakemake data/textures results/quick
+	rm -rf $(VENV) $(BOOK_VENV) $(PEERS_VENV) book/_build .cache .pytest_cache .ruff_cache .snakemake data/textures results/quick

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -40,22 +43,15 @@ def export_onnx(detector: Detector, path: Path) -> Path:
     Raises RunError where the packages are missing or the file cannot be written, InputError for a detector with parts
     that ONNX cannot express, such as a density of one's own that branches on values.
     """
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError:
-        raise RunError("an export needs onnx and onnxscript: pip install 'irf-lib[onnx]'") from None
+    if not (find_spec("onnx") and find_spec("onnxscript")):
+        raise RunError("an export needs onnx and onnxscript: pip install 'irf-lib[onnx]'")
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it names every optional package that is not there
     module, size = Exported(detector.cpu()).eval(), detector.settings.image_size
+    options = {"input_names": ["image"], "output_names": ["score", "map", "p_value"], "dynamo": True, "verbose": False}
+    shapes = {"image": {0: torch.export.Dim("N")}}
     try:
-        program = torch.onnx.export(
-            module,
-            (torch.rand(2, 3, size, size),),
-            input_names=["image"],
-            output_names=["score", "map", "p_value"],
-            dynamic_shapes={"image": {0: torch.export.Dim("N")}},
-            dynamo=True,
-            verbose=False,
-        )
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of one part of torch about another
+            program = torch.onnx.export(module, (torch.rand(2, 3, size, size),), dynamic_shapes=shapes, **options)
     except torch.onnx.errors.OnnxExporterError as error:
         raise InputError(f"this detector cannot be written as ONNX: {str(error).splitlines()[0]}") from None
     return write_atomically(path, lambda temporary: program.save(temporary, external_data=False))

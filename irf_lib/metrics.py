@@ -86,7 +86,7 @@ def pixel_metrics(maps: np.ndarray, masks: np.ndarray, fpr_limit: float = FPR_LI
     if not (np.isfinite(normal[[0, -1]]).all() and np.isfinite(defect).all()):
         _require_finite("maps", maps)
     order = np.argsort(defect)[::-1]
-    defect, weight = defect[order], _overlap_weights(masks)[order]
+    defect, weight = defect[order], overlap_weights(masks)[order]
 
     # The curves bend only at the values of defect pixels. last: the end of each run of equal values, high to low.
     last = np.append(np.flatnonzero(np.diff(defect)), n_defect - 1)
@@ -110,7 +110,7 @@ def pixel_metrics(maps: np.ndarray, masks: np.ndarray, fpr_limit: float = FPR_LI
     }
 
 
-def _overlap_weights(masks: np.ndarray) -> np.ndarray:
+def overlap_weights(masks: np.ndarray) -> np.ndarray:
     """For each defect pixel, in the order of ``maps[masks]``: 1 / (number of components x its component's size)."""
     weights, n_components = [], 0
     for mask in masks:

@@ -14,7 +14,7 @@ from typing import Any
 from ..data.layouts import find_categories
 from ..files import InputError, file_sha256, printable, read_json
 
-SOURCES = ("irf_lib", "notebooks", "tests", "workflow", "book", "data", ".git")  # no results go there
+SOURCES = ("irf_lib", "notebooks", "tests", "workflow", "book", "peers", "data", ".git")  # no results go there
 # What weights come from.
 TRAINING_CODE = ("diffusion", "irf", "data/images", "networks/muon", "networks/denoisers", "networks/backbones")
 # What a figure that shows images of a known data set has to name.
@@ -80,5 +80,5 @@ def git_state(root: Path) -> tuple[str, bool]:
         return "unknown", False
     ask = partial(subprocess.run, cwd=root, capture_output=True, text=True)
     commit = ask(["git", "rev-parse", "HEAD"]).stdout.strip()
-    dirty = ask(["git", "status", "--porcelain", "--", "irf_lib", "notebooks", "requirements.lock"]).stdout
+    dirty = ask(["git", "status", "--porcelain", "--", "irf_lib", "notebooks", "peers", "requirements.lock"]).stdout
     return commit or "unknown", bool(dirty)

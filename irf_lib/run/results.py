@@ -39,7 +39,8 @@ from ..diffusion import resolve_device, resolve_precision
 from ..files import InputError, file_sha256, printable, read_json, write_atomically, write_json
 from ..scoring import anomaly_map, image_score
 from ..settings import Reading, Settings
-from ..studies.resampling import auroc_interval
+from ..studies.resampling import auroc_interval, pixel_influences
+from ..studies.tables import PULLS
 from . import provenance
 from .parts import checkpoint_of, load_same
 from .presets import PRESETS, Parameters, project_root, validated
@@ -223,7 +224,10 @@ class Run:
         row |= {"train_s": round(train_s, 2), "ms_per_image": round(ms_per_image, 2), "commit": self.git[0]}
         value, low, high = auroc_interval(scores, test.labels, seed=self.seed)
         interval = head | {"metric": "I-AUROC", "value": value, "lo": low, "hi": high, "n": len(scores)}
-        return row, interval, pd.DataFrame(head | {"image": test.names, "anomalous": test.labels, "score": scores})
+        images = head | {"image": test.names, "anomalous": test.labels, "score": scores}
+        if maps is not None and test.masks.any():
+            images |= {PULLS[metric]: pulls for metric, pulls in pixel_influences(maps, test.masks).items()}
+        return row, interval, pd.DataFrame(images)
 
     def save(self, name: str, write: Callable[[Path], Any]) -> None:
         """Let ``write(path)`` make a file of this notebook, atomically. A cell may end in it: it shows no path."""

@@ -10,31 +10,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..detector import Detector, Reading
-from ..files import InputError
 from ..irf import inversion_path, inversion_step, predicted_x0, sigma
 from ..networks.fast import FoldedSteps
-from ..scoring import DENSITIES, image_score, location_vectors
+from ..scoring import DENSITIES, location_vectors
 
 
 class Rival:
     """Base of every rival: a new one is a class like those below with its own ``nll``. ``reading``: how it reads, as
-    columns of a result: input, t, density (None where it has none), image score; ``reads`` are those of its own."""
+    columns of a result: input, t, density (None where it has none), and the image score, the detector's."""
 
     evaluations: int = 0  # of the network, per image
 
-    def __init__(self, detector: Detector, **reads: Any):
-        blank = {"input": None, "t": None, "density": None, "image_score": detector.reading.image_score}
-        self.detector, self.reading = detector, blank | reads
-
-    def scores(self, x0: Tensor, nll: Tensor | None = None) -> Tensor:
-        """Image scores (N,) of ``x0``, whose ``nll`` may be known already."""
-        return image_score(self.nll(x0) if nll is None else nll, self.detector.reading.image_score)
+    def __init__(self, detector: Detector, input: str | None = None, t: int | None = None, density: str | None = None):
+        self.detector = detector
+        self.reading = {"input": input, "t": t, "density": density, "image_score": detector.reading.image_score}
 
     def _batches(self, x0: Tensor) -> Iterator[Tensor]:
         return (part.to(self.detector.device) for part in x0.split(self.detector.batch_size))
@@ -84,19 +78,14 @@ def greedy_coreset(vectors: Tensor, size: int, seed: int, projected: int = 64) -
 class Inversion(Rival):
     """InvAD (arXiv 2504.05662) on our network: three steps of DDIM inversion from the clean features, at t = 0, 500 and
     999; its last abar is 0, so its final latent is the third noise estimate, whose L2 norm at each location is the map.
-    Image score: (max - min of the map) plus the nll under N(0, I), each standardised on held-out normal images instead
-    of by the official code's min-max over the test set. Raises InputError for fewer than two held-out images."""
+    """
 
     timesteps = (0, 500, 999)
     evaluations = len(timesteps)
 
     def __init__(self, detector: Detector):
-        super().__init__(detector, input="clean", image_score="calibrated sum")
-        self.denoiser, held_out = FoldedSteps(detector.denoiser, self.timesteps), detector.good[1]
-        if len(held_out) < 2:
-            raise InputError(f"calibrating needs at least 2 held-out good images, got {len(held_out)}; fit on more")
-        terms = self._terms(self.nll(held_out))
-        self.centre, self.spread = terms.mean(dim=0), terms.std(dim=0).clamp_min(1e-12)
+        super().__init__(detector, input="clean")
+        self.denoiser = FoldedSteps(detector.denoiser, self.timesteps)
 
     @torch.no_grad()
     def path(self, x0: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -105,13 +94,6 @@ class Inversion(Rival):
 
     def nll(self, x0: Tensor) -> Tensor:
         return torch.cat([self.path(part)[-1][1].float().norm(dim=1).cpu() for part in self._batches(x0)])
-
-    def _terms(self, norms: Tensor) -> Tensor:
-        # Up to a constant, which the calibration takes away, -log N(0, I) of a vector is half its squared norm.
-        return torch.stack([image_score(norms, "spread"), 0.5 * norms.square().sum((1, 2))], dim=1)  # (N, 2)
-
-    def scores(self, x0: Tensor, nll: Tensor | None = None) -> Tensor:
-        return ((self._terms(self.nll(x0) if nll is None else nll) - self.centre) / self.spread).sum(dim=1)
 
 
 class Reconstruction(Rival):

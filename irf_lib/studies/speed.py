@@ -21,11 +21,12 @@ import torch
 from ..files import InputError
 from .resampling import Interval, percentile_interval
 
-Cases = dict[str, Callable[[], object]]
 TIMES = ["name", "batch", "n", "ms_median", "ms_p10", "ms_p90", "ratio_to_floor", "ratio_lo", "ratio_hi"]
 
 
-def interleaved(cases: Cases, batch: int, repeats: int, device: torch.device, warmup: int = 2) -> pd.DataFrame:
+def interleaved(
+    cases: dict[str, Callable[[], object]], batch: int, repeats: int, device: torch.device, warmup: int = 2
+) -> pd.DataFrame:
     """Call every case ``repeats`` times after ``warmup``, in turn; rows (name, batch, round, ms), one for a timed call.
     The order is turned by one each round, so that no case always follows the same other."""
     synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None
@@ -57,7 +58,6 @@ def peak_mib(call: Callable[[], object], device: torch.device) -> float:
     forget = Path("/proc/self/clear_refs")
     if platform.libc_ver()[0] != "glibc" or not os.access(forget, os.W_OK):
         return np.nan
-    call()  # what is made once and kept is not the call's
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     peaks = []
     for step in (lambda: forget.write_text("5"), call):  # 5: the peak is what is held now

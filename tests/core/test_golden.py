@@ -17,7 +17,7 @@ from irf_lib.diffusion import resolve_precision
 from irf_lib.metrics import METRICS, evaluate
 from irf_lib.networks.denoisers import gaussian_optimum
 from irf_lib.run.presets import PRESETS
-from irf_lib.scoring import anomaly_map
+from irf_lib.scoring import anomaly_map, image_score
 from irf_lib.studies.rivals import RIVALS
 
 ROOT = Path(__file__).parents[2]
@@ -48,9 +48,9 @@ def found():
         read = one.read(x0)
         rows[method] = evaluate(read.scores, labels, read.maps, masks)
     for method in ("gaussian", "knn"):
-        rival = RIVALS[method](detector)
-        nll = rival.nll(x0)
-        rows[method] = evaluate(rival.scores(x0, nll).double().numpy(), labels, anomaly_map(nll, size).numpy(), masks)
+        nll = RIVALS[method](detector).nll(x0)
+        scores = image_score(nll, "top10").double().numpy()
+        rows[method] = evaluate(scores, labels, anomaly_map(nll, size).numpy(), masks)
     names = [f"{category.name}/{image.path.parent.name}/{image.path.name}" for image in category.test]
     fields = {name: detector.fields(x0[i : i + 1])[0] for i, name in enumerate(names) if name in FIELDS}
     return SimpleNamespace(rows=rows, fields=fields)

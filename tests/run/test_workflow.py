@@ -58,11 +58,12 @@ def test_several_data_sets_categories_and_seeds_in_one_run(project, run, write):
     (project / "more").mkdir()
     (project / "parts" / "nut").rename(project / "more" / "nut")
     shutil.copytree(project / "parts/bolt/train", project / "parts/cog/train")
-    data = [{"folder": "parts"}, {"folder": "more", "unified": True}]
+    data = [{"folder": "parts"}, {"folder": "more", "unified": True}, {"folder": "more", "notebooks": ["03"]}]
     status, said = run(write(data=data, seeds=[0, 7], notebooks={"every detector": ["03", "05"], "once": []}), "-n")
-    assert status == 0 and jobs(said) == 10, said  # without labels, a cog is trained on and not measured
+    assert status == 0 and jobs(said) == 12, said  # without labels, a cog is trained on and not measured
     for place in ("parts/bolt/seed7/provenance/03_train", "parts/bolt/seed0/provenance/05_score_and_detect",
-                  "more/unified/seed0/nut/provenance/05_score_and_detect"):  # fmt: skip
+                  "more/unified/seed0/nut/provenance/05_score_and_detect",
+                  "more/nut/seed7/provenance/03_train"):  # fmt: skip
         assert f"results/mine/{place}.json" in said
 
 

@@ -61,6 +61,33 @@ def test_one_seed_is_the_plain_paired_interval(tables):
     assert paired_difference(part, "irf", "other") == pytest.approx(expected)
 
 
+def test_means_have_intervals_and_roles_stay_apart(tables):
+    metrics, scores = tables
+    places = {"a": ("mvtec_ad", "grid"), "b": ("mpdd", "metal_plate")}
+    metrics[["dataset", "category"]], scores[["dataset", "category"]] = (
+        np.array([places[name] for name in one.category]) for one in tables
+    )
+    same = [one[one.category == "grid"].assign(dataset="mpdd") for one in tables]
+    table = summarise(*(pd.concat(pair) for pair in zip(tables, same, strict=True)))
+    assert dict(table.groupby(["dataset", "category"]).role.first()) == {
+        ("mvtec_ad", "grid"): "confirmation", ("mpdd", "metal_plate"): "confirmation", ("mpdd", "grid"): "-",
+        ("mvtec_ad", "mean"): "-", ("mpdd", "mean"): "-", ("-", "mean of confirmation"): "confirmation",
+    }  # fmt: skip
+    table = table[table.metric == "I-AUROC"].set_index(["dataset", "category", "method"])
+    whole, grid = table.loc[("-", "mean of confirmation", "other")], table.loc[("mvtec_ad", "grid", "other")]
+    assert whole.n_categories == 2 and whole.mean_lo < whole["mean"] < whole.mean_hi and 0 < whole.lo < whole["diff"]
+    assert whole.hi - whole.lo < grid.hi - grid.lo, "two categories are known better than one"
+
+
+def test_pixel_metrics_have_intervals_where_images_say_how_they_pull(tables):
+    metrics, scores = tables
+    metrics["AUPRO"] = np.where(metrics.method == "irf", 0.9, 0.8)
+    scores["AUPRO pull"] = np.where(scores.method == "irf", 1, 2) * np.tile(np.linspace(-1, 1, 60), 8)
+    row = summarise(metrics, scores).set_index(["category", "method", "metric"]).loc[("a", "other", "AUPRO")]
+    assert row["diff"] == pytest.approx(0.1) and 0.1 < row.hi < 0.5 and row.mean_lo < 0.8 < row.mean_hi
+    assert row.mean_hi - row.mean_lo == pytest.approx(2 * (row.hi - row.lo)), "the same images for both"
+
+
 def test_scores_of_different_images_are_refused(tables):
     part = tables[1][lambda one: one.category == "a"]
     with pytest.raises(ValueError, match="different images"):

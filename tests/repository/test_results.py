@@ -1,0 +1,79 @@
+"""`make check`: the committed results are what one clean commit made, and the README's tables are theirs."""
+
+import runpy
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from irf_lib.files import file_sha256, read_json, write_json
+
+ROOT = Path(__file__).resolve().parents[2]
+REFERENCE = ROOT / "results" / "reference"
+PUBLISH = runpy.run_path(str(ROOT / "workflow" / "publish.py"))
+TABLES = (".csv", ".md", ".gz")  # of what a notebook leaves, figures and arrays need not all be committed
+
+
+def faults(results: Path, readme: str) -> list[str]:
+    """What is wrong with committed results, a sentence each."""
+    said, commits = [], set()
+    listed = {results / "run.json"}
+    for path in results.rglob("provenance/*.json"):
+        made = read_json(path)
+        commits.add((made["commit"], made["dirty"]))
+        for name, expected in made["files"].items():
+            file = path.parents[1] / name
+            listed.add(file)
+            if not file.is_file() and file.suffix in TABLES:
+                said.append(f"{name} of {made['stage']} is missing")
+            elif file.is_file() and file_sha256(file) != expected:
+                said.append(f"{name} is not what {made['stage']} left")
+    files = [path for path in results.rglob("*") if path.is_file()]
+    for path in set(files) - listed:
+        if path.parent.name not in ("provenance", "notebooks"):
+            said.append(f"{path.relative_to(results)} was left by no notebook with provenance")
+    for name in ("provenance.csv", "metrics.csv"):
+        rows = pd.read_csv(results / name).reindex(columns=["commit", "dirty"]).fillna(False)
+        commits |= set(rows.itertuples(index=False, name=None))
+    if len(commits) > 1 or any(dirty or commit == "unknown" for commit, dirty in commits):
+        said.append(f"not of one clean commit, but of (commit, dirty) {sorted(commits)}")
+    if len(files) > 150 or sum(path.stat().st_size for path in files) > 12e6:
+        said.append(
+            f"{len(files)} files of {sum(path.stat().st_size for path in files) / 1e6:.1f} MB; 150 of 12 MB are allowed"
+        )
+    if readme != PUBLISH["filled"](readme, results):
+        said.append("the README's tables are not those of the CSV files; workflow/publish.py fills them")
+    return said
+
+
+def test_the_committed_results_are_of_one_clean_commit_and_the_readme_shows_them():
+    if not (REFERENCE / "provenance").is_dir():
+        pytest.skip("results/reference has no provenance folder: it is of the layout before this one")
+    assert not faults(REFERENCE, (ROOT / "README.md").read_text(encoding="utf-8"))
+
+
+def test_results_that_were_changed_are_named(tmp_path):
+    run, results, commit = tmp_path / "run", tmp_path / "reference", "a" * 40
+    row = pd.DataFrame({"method": ["irf"], "value": [0.5], "commit": [commit], "dirty": [False]})
+    left = {run: ("15_results", "metrics.csv", "provenance.csv"), run / "shop/nut/seed0": ("04_x", "field.csv")}
+    for folder, (stage, *names) in left.items():
+        (folder / "provenance").mkdir(parents=True)
+        for name in names:
+            row.to_csv(folder / name)
+        hashes = {name: file_sha256(folder / name) for name in names} | {"scores.npz": "0"}
+        made = {"stage": stage, "commit": commit, "dirty": False, "files": hashes}
+        write_json(folder / "provenance" / f"{stage}.json", made)
+    (run / "shop/nut/seed0/detector.safetensors").touch()
+    PUBLISH["publish"](run, results)
+    marked = "<!-- table: metrics.csv; method, value; value > 0 -->\n{}\n<!-- end of table -->\n"
+    readme = PUBLISH["filled"](marked.format(""), results)
+    assert "| irf      |   0.500 |" in readme and faults(results, readme) == []
+    (results / "metrics.csv").write_text((results / "metrics.csv").read_text().replace("0.5", "0.6"))
+    (results / "more.csv").touch()
+    (results / "shop/nut/seed0/field.csv").unlink()
+    path = results / "provenance/15_results.json"
+    write_json(path, read_json(path) | {"dirty": True})
+    said = "\n".join(faults(results, readme))
+    for words in ("metrics.csv is not what 15_results left", "more.csv was left by no notebook", "the README's tables",
+                  "field.csv of 04_x is missing", "not of one clean commit"):  # fmt: skip
+        assert words in said
