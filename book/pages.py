@@ -3,6 +3,8 @@
 A notebook is shown as the first of the runs (folders of results/) left it, first category and seed; else without.
 """
 
+import csv
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -11,7 +13,8 @@ import nbformat
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "book" / "_build" / "source"
-NEEDED = ("README.md", "CITATION.cff", "LICENSE", "data", "irf_lib", "results", "workflow")
+NEEDED = ("CITATION.cff", "LICENSE", "data", "irf_lib", "results", "workflow")
+TABLE = re.compile(r"^\[.*\]\((.+)\) <!-- table(?:: (.+))? -->$", re.MULTILINE)  # a link, and the columns to show
 
 
 def executed(name: str, runs) -> Path | None:
@@ -20,14 +23,47 @@ def executed(name: str, runs) -> Path | None:
     return next((copy for copy in copies if (copy.parents[1] / "provenance" / f"{name}.json").exists()), None)
 
 
+def shown(cell: str) -> str:
+    """A cell of a CSV file as Markdown; a number to four digits."""
+    try:
+        return f"{float(cell):.4g}"
+    except ValueError:
+        return cell.replace("|", "\\|")
+
+
+def unbroken(text: str) -> str:
+    """The text without a place to break a line within a number and its deviation or interval."""
+    return re.sub(r" (?=±)|(?<=±) |(?<=\d,) (?=[-+.\d]+\])", "\N{NO-BREAK SPACE}", text)
+
+
+def table(path: Path, columns: str | None) -> str:
+    """A committed table as Markdown: some ``columns`` of a CSV file, or a Markdown file as it is."""
+    if path.suffix == ".md":
+        return path.read_text(encoding="utf-8")
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file)
+        names = columns.split(", ") if columns else rows.fieldnames
+        lines = [names, ["---"] * len(names), *([shown(row[name]) for name in names] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def filled(page: Path) -> str:
+    """The page as the book shows it: tables stand at their links, and an executed notebook is a page of the book."""
+    text = page.read_text(encoding="utf-8")
+    text = TABLE.sub(lambda found: unbroken(table(page.parent / found[1], found[2])), text)
+    return re.sub(r"results/[\w/-]+/notebooks/(?=\w+\.ipynb\))", "notebooks/", text)
+
+
 if __name__ == "__main__":
     shutil.rmtree(SOURCE.parent, ignore_errors=True)  # a page whose source is gone must not stay
-    for folder in ("notebooks", "_static"):
+    for folder in ("notebooks", "book", "_static"):
         (SOURCE / folder).mkdir(parents=True)
     for name in NEEDED:  # linked where they lie in the repository, so that relative links hold
         (SOURCE / name).symlink_to(ROOT / name)
     for name in ("_config.yml", "_toc.yml", "_static/book.css"):
         shutil.copy(ROOT / "book" / Path(name).name, SOURCE / name)
+    for path in (ROOT / "README.md", *(ROOT / "book").glob("*.md")):
+        (SOURCE / path.relative_to(ROOT)).write_text(filled(path), encoding="utf-8")
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         copy = executed(path.stem, sys.argv[1:] or ["reference", "quick"])
         page = nbformat.read(copy or path, as_version=4)

@@ -1,8 +1,8 @@
 """Copy what is committed of a finished run, and fill the README's tables from it: python workflow/publish.py RUN
 
 results/RUN becomes results/reference: the gathered tables, figures, executed notebooks and provenance, and those of the
-one detector that has all notebooks; of its figures, which its notebooks hold, only those that the README shows. In the
-README a table stands between two marks,
+one detector that has all notebooks; of its figures, which its notebooks hold, only those that README and book show.
+In the README a table stands between two marks,
 
     <!-- table: claims.csv; claim, verdict, interval; verdict != "holds" -->  and  <!-- end of table -->
 
@@ -28,7 +28,7 @@ def publish(run: Path, target: Path) -> None:
     if not whole or not (run / "provenance" / "15_results.json").is_file():
         sys.exit(f"{run.name} is not finished: its notebook 15, or 04 of its first detector, did not get to its end")
     shutil.rmtree(target, ignore_errors=True)
-    shown = README.read_text(encoding="utf-8")
+    shown = "".join(page.read_text(encoding="utf-8") for page in (README, *(ROOT / "book").glob("*.md")))
     for folder in (run, whole.parents[2], whole.parents[1]):
         for path in (path for pattern in KEPT for path in folder.glob(pattern)):
             name = path.relative_to(run)

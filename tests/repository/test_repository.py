@@ -14,6 +14,7 @@ import yaml
 from packaging.requirements import Requirement
 
 import irf_lib
+from irf_lib.studies.claims import VERDICTS
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -115,38 +116,38 @@ def test_nothing_names_a_folder_of_the_machine_that_built_it():
             assert not re.search(r"(?<![\w.$~])/(home|root|work|Users)/\w", text), f"{name} names an absolute path"
 
 
-def test_readme_names_files_and_commands_that_exist():
-    assert not [target for target in re.findall(r"\]\(([^)#:]+)\)", README) if not (ROOT / target).exists()]
-    assert not [entry for entry in sum(irf_lib.FLOORS, ()) if f"`{entry}`" not in README], "the README's floors"
-    targets = {"reproduce", "bench", "test", "lint", "lab", "book", *re.findall(r"`make ([a-z]+)", README)}
+def test_the_front_page_is_short_and_pages_name_files_and_commands_that_exist():
+    assert len(README.splitlines()) <= 200 and len(README.encode()) <= 12_000
+    pages = {path: path.read_text(encoding="utf-8") for path in [*ROOT.glob("*.md"), *ROOT.glob("[a-z]*/*.md")]}
+    for path, text in pages.items():
+        assert not [link for link in re.findall(r"\]\(([^)#:]+)\)", text) if not (path.parent / link).exists()], path
+    text = "\n".join(pages.values())
+    assert not [entry for entry in sum(irf_lib.FLOORS, ()) if f"`{entry}`" not in text], "the floors of book/house.md"
+    targets = {"reproduce", "bench", "test", "lint", "lab", "book", *re.findall(r"`make ([a-z]+)", text)}
     assert targets <= set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     shown = subprocess.check_output([sys.executable, "-m", "irf_lib", "--help"], cwd=ROOT, text=True)
-    assert set(re.findall(r"-m irf_lib ([a-z]+)", README)) <= set(re.findall(r"\w+", shown))
+    assert set(re.findall(r"-m irf_lib ([a-z]+)", text)) <= set(re.findall(r"\w+", shown))
 
 
-def test_readme_shows_the_committed_tables():
-    summary = pd.read_csv(REFERENCE / "summary.csv").set_index(["category", "method", "metric"]).sort_index()
-    rows = re.findall(r"^\| (\w+) \| `([^`]+)` \|[^|]*\| (.*) \|$", README, re.MULTILINE)
-    shown = {(c, m) for c, m, _ in summary.index if "unified" not in m or c == "mean" or m == "irf:unified"}
-    assert {row[:2] for row in rows} == shown
-    for category, method, cells in rows:
-        one = summary.loc[(category, method)]
-        text = one["mean"].map("{:.3f}".format) + one.sd.map(" ± {:.3f}".format).where(one.n_seeds > 1, "")
-        image = one.loc["I-AUROC"]
-        difference = "" if pd.isna(image["diff"]) else f"{image['diff']:+.3f}"
-        difference += "" if pd.isna(image.lo) else f" [{image.lo:+.3f}, {image.hi:+.3f}]"
-        assert cells == " | ".join([text["I-AUROC"], difference, text["P-AUROC"], text["AUPRO"]]), (category, method)
-    for row in pd.read_csv(REFERENCE / "claims.csv").itertuples():
-        number = row.notebook[:2].replace("09", "15")  # these results are older than the notebooks' present numbers
-        line = f"| {row.claim} | {row.statement} | {number} | {row.evidence} | {row.interval} | {row.verdict} |"
-        assert line in README, line
-    for row in pd.read_csv(REFERENCE / "ablation_training.csv").to_dict("records"):
-        image = f"{row['I-AUROC']:.3f} [{row['lo']:.3f}, {row['hi']:.3f}]"
-        assert f"| `{row['variant']}` | {image} | {row['AUPRO']:.3f} | {row['CutPaste AUROC']:.3f} |" in README
-    for row in pd.read_csv(REFERENCE / "speed_targets.csv").itertuples():
-        limits = f"{row.limit} | {row.value:.3f} [{row.lo:.3f}, {row.hi:.3f}] | {row.met}"
-        assert f"| {row.target} | {row.batch} | {limits} |" in README
-    times = pd.read_csv(REFERENCE / "benchmark.csv").set_index(["name", "batch"])
-    for name, cells in re.findall(r"^\| `(\w+)` \| ([\d. |]+) \|$", README, re.MULTILINE):
-        for batch, cell in zip((1, 8, 32), cells.split(" | "), strict=True):
-            assert not cell or cell == f"{times.ms_median[name, batch] / batch:.2f}", name
+def test_readme_shows_the_committed_numbers():
+    names = "summary", "intervals", "decisions", "claims", "speed_targets"
+    summary, intervals, decisions, claims, targets = (pd.read_csv(REFERENCE / f"{name}.csv") for name in names)
+    text = summary["mean"].map("{:.3f}".format) + summary.sd.map(" ± {:.3f}".format)
+    text = text.groupby([summary.method, summary.metric, summary.category]).first()
+    for method, cells in re.findall(r"\(`(\S+)`\) \| (.*) \|", README):
+        image, regions = text[method, "I-AUROC"], text[method, "AUPRO"]
+        assert cells == " | ".join([*image[["bottle", "pill", "screw", "mean"]], regions["mean"]]), method
+    ours, said = intervals[(intervals.method == "irf") & (intervals.metric == "I-AUROC")].groupby("category"), []
+    for name, value, low, high in ours.agg({"value": "mean", "lo": "min", "hi": "max"}).itertuples():
+        said.append(f"{value:.3f} on {name}" if low == high else f"{value:.3f} [{low:.3f}, {high:.3f}] on {name}")
+    flagged = decisions[~decisions.unified].groupby(["anomalous", "category", "seed"]).flagged.agg(["sum", "size"])
+    for name, found in flagged.loc[True].groupby("category"):
+        share, false = 100 * found["sum"] / found["size"], flagged.loc[False, name].sum()
+        said += [f"{share.min():.0f} to {share.max():.0f} %", f"{false['sum']} of {false['size']}"]
+    text = "{} claims: {} hold, {} hold under a stated condition, {} do not hold"
+    said.append(text.format(len(claims), *claims.verdict.value_counts()[list(VERDICTS[:3])]))
+    gain = map(float, re.findall(r"[-\d.]+", claims.set_index("claim").interval["e7"]))
+    said.append("{:+.3f} [{:+.3f}, {:+.3f}] in image AUROC".format(*gain))
+    three = targets.set_index("target").loc["inversion3 / score", ["value", "lo", "hi"]]
+    said.append("{:.2f} [{:.2f}, {:.2f}] times as long".format(*three))
+    assert not [one for one in said if one not in " ".join(README.split())]

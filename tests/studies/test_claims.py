@@ -33,7 +33,8 @@ def run_cells(tag: str, **known) -> dict:
 def judged(tables: dict[str, pd.DataFrame], whose: str = "claim") -> pd.DataFrame:
     """claims.csv as notebook 15 writes it from these tables, or own_questions.csv (``whose`` "question")."""
     summary, published = tables.get("summary", SUMMARY.iloc[:0]), pd.read_csv(ROOT / "data" / "published.csv")
-    return run_cells("claims", known=tables, summary=summary, named=[*summary.method], published=published)[whose].table()
+    given = {"known": tables, "summary": summary, "named": [*summary.method], "published": published}
+    return run_cells("claims", **given)[whose].table()
 
 
 @pytest.fixture
