@@ -87,7 +87,7 @@ class TrainSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    steps: int = Field(600, ge=1)  # optimiser steps
+    steps: int = Field(1000, ge=1)  # optimiser steps
     epochs: int = Field(0, ge=0)  # if not 0, replaces steps: passes over the images
     batch_size: int = Field(16, ge=1)  # images a step, drawn with replacement
     optimizer: Literal["muon", "adamw"] = "muon"  # muon: for a DiT's hidden matrices, AdamW for all the rest
@@ -98,7 +98,7 @@ class TrainSettings(BaseModel):
     weight_decay: float = Field(0.0, ge=0)
     grad_clip: float = Field(1.0, gt=0)  # largest gradient norm
     importance: float = Field(0.9, ge=0, lt=1)  # share of timesteps drawn where there is more to learn; 0 is uniform
-    token_share: float = Field(1.0, gt=0, le=1)  # of a DiT's tokens, what a step trains on; the last tenth takes all
+    token_share: float = Field(0.25, gt=0, le=1)  # of a DiT's tokens, what a step trains on; the last tenth takes all
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 autocast where the device computes in it
 
     @property
