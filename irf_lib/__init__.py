@@ -19,7 +19,7 @@ FLOORS = (
     ("files", "irf", "metrics", "networks.muon"),  # whole files; the equations; exact metrics; an optimiser
     ("data.images", "scoring", "networks.backbones", "diffusion"),  # pixels; densities; frozen backbones; the DDPM
     ("conformal", "networks.denoisers", "data.layouts", "data.textures"),  # verdicts; DiT, UNet; data sets
-    ("settings", "networks.fast", "data.texture_defects", "data.public", "data.cache"),  # what a detector is made of
+    ("settings", "networks.fast", "data.public", "data.cache"),  # what a detector is made of
     ("saved", "data.embedded"),  # a detector as a file; the textures as files
     ("detector",),  # fit, read, save: the one pipeline
     ("export",),  # a detector as one ONNX file

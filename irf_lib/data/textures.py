@@ -1,10 +1,15 @@
-"""Seeded surface textures: the images that ship with the project. Their defects are in texture_defects.py.
+"""Seeded surface textures and their defects: the images that ship with the project.
 
-Three textures without a fixed position (woven cloth, brushed metal, speckled stone) and one aligned object (a printed
-board). One function draws the scene of each: a surface, the light on it and the sensor's noise.
+A texture without a fixed position (brushed metal) and an aligned object (a printed board). One function draws the scene
+of each: a surface, the light on it and the sensor's noise.
 
 Lengths are in units of 1/256 of the image side: pixels at the default size, and a smaller image shows the same kind of
 surface at a lower resolution. A surface is float (H, W, 3) in about [0, 1], a field is float (H, W), and H = W = size.
+
+How a defect's mask stays exact: the defect-free photograph (surface, light, sensor noise) is drawn first and only then
+the defect, which alters the surface alone. So `normal_image(c, rng)` is the defect-free twin of
+`defective_image(c, kind, rng)` for equal states of `rng`, the two agree outside the mask, and the background cannot
+tell the label.
 """
 
 import math
@@ -80,40 +85,6 @@ def cover(depth: np.ndarray, size: int) -> np.ndarray:
     return np.clip(0.5 + depth * (size / SIDE), 0, 1)
 
 
-def _woven(rng: Generator, size: int) -> Scene:
-    """Plain weave: blue-grey warp, cream weft."""
-    pitch, (y, x) = SIDE / 24 * rng.uniform(0.94, 1.06), grid(size)
-    v, u = turned(y / pitch, x / pitch, rng.normal(0, 0.03))
-    # u counts warp yarns and v weft yarns, from about 8 so that none is negative; no cloth lies straight
-    u += rng.uniform(8, 10) + 0.18 * noise(rng, size, 5)
-    v += rng.uniform(8, 10) + 0.18 * noise(rng, size, 5)
-    dyes = np.array([[0.36, 0.43, 0.56], [0.74, 0.70, 0.62]], np.float32)
-    dyes *= 1 + 0.02 * rng.standard_normal((2, 3), np.float32)
-    # a row per yarn: thick and thin places along it, on top of its own thickness
-    slubs = rng.standard_normal((2, 64, 256), np.float32)
-    slubs = 3.2 * scipy.ndimage.gaussian_filter1d(slubs, 6, axis=2, mode="wrap")
-    slubs += 0.7 * rng.standard_normal((2, 64, 1), np.float32)
-
-    def surface(drag=0.0, lost: Callable[..., np.ndarray] | None = None) -> np.ndarray:
-        """`drag` (H, W) moves weft yarns, in yarns; `lost(k, yarn, along)`: where system k has gaps."""
-        heights, paints = [], []
-        for k, (across, along) in enumerate(((u, v + drag), (v + drag, u))):
-            yarn = across.astype(int)
-            slub = slubs[k, yarn % 64, (4 * along).astype(int) % 256]
-            across = (across - yarn - 0.5) / (0.45 + 0.025 * slub)
-            bulge = np.sqrt(np.clip(1 - across**2, 0, 1))
-            lift = (1 - 2 * k) * np.cos(np.pi * (along - 0.5 + yarn))  # over, under, over, ...
-            gone = bulge <= 0 if lost is None else (bulge <= 0) | lost(k, yarn, along)
-            heights.append(np.where(gone, -2, bulge + lift))
-            twist = np.cos(2 * np.pi * (3 * along + 0.8 * across))  # the fibres' slant
-            shade = (0.35 + 0.65 * bulge) * (0.82 + 0.18 * lift) * (1 + 0.07 * slub + 0.06 * twist)
-            paints.append(shade[..., None] * dyes[k])
-        cloth = np.where((heights[0] > heights[1])[..., None], *paints)
-        return np.where((np.maximum(*heights) < -1.5)[..., None], 0.08, cloth)  # dark ground between them
-
-    return _lit(rng, size, 0.12, surface)
-
-
 def streaks(rng: Generator, size: int, turn: float) -> np.ndarray:
     """Streaks (H, W) of several lengths, of about unit variance, at `turn` radians to the rows."""
     n = int(1.45 * size)  # a square that covers the image at any angle
@@ -131,35 +102,6 @@ def _metal(rng: Generator, size: int) -> Scene:
     band = (x + rng.normal(0, 0.25) * y - rng.uniform(-0.6, 0.6)) / rng.uniform(0.2, 0.4)
     gloss = rng.uniform(0.1, 0.4) * np.exp(-(band**2))  # the lamp's reflection, somewhere
     return _lit(rng, size, 0.16, lambda streaks=grain: metal * (1 + streaks)[..., None], gloss)
-
-
-_MINERALS = np.array([[78, 76, 73], [33, 31, 31], [56, 45, 39], [49, 51, 52], [67, 61, 52]], np.float32) / 100
-
-
-def lay_chip(surface: np.ndarray, rng: Generator, radius: float, colour: np.ndarray, margin=0.0) -> None:
-    """Lay an angular chip into the surface, in place, its middle at least `margin` units off the border."""
-    size, middle = len(surface), rng.uniform(margin, SIDE - margin, 2)
-    ends = (middle + [[-1.5 * radius], [1.5 * radius]]) * size / SIDE
-    rows, columns = (slice(low, high + 2) for low, high in ends.clip(0).astype(int).T)
-    y, x = grid(size)
-    dy, dx = y[rows] - middle[0], x[:, columns] - middle[1]
-    facing = np.arange(6)[:, None, None] * np.pi / 3 + rng.uniform(-0.4, 0.4, (6, 1, 1)) + rng.uniform(0, 1)
-    sides = radius * rng.uniform(0.55, 1.1, (6, 1, 1))
-    depth = (sides - np.cos(facing) * dx - np.sin(facing) * dy).min(axis=0)
-    surface[rows, columns] = blend(surface[rows, columns], cover(depth, size), colour)
-
-
-def _stone(rng: Generator, size: int) -> Scene:
-    """Terrazzo: chips of five minerals from 2 to 13 units in a speckled binder."""
-    minerals = (_MINERALS * (1 + rng.normal(0, 0.03, (5, 3)))).astype(np.float32)
-    binder = (np.array([0.63, 0.61, 0.58]) * (1 + rng.normal(0, 0.02, 3))).astype(np.float32)
-    speckle = noise(rng, size, 80)
-    stone = binder * (1 + 0.03 * noise(rng, size, 12) + 0.05 * noise(rng, size, 120))[..., None]
-    stone = blend(stone, np.clip(2.5 * (speckle - 1.4), 0, 1), minerals[1])
-    stone = blend(stone, np.clip(2.5 * (-speckle - 1.5), 0, 1), minerals[0])
-    for radius in np.geomspace(13, 2.2, int(rng.uniform(130, 170))):  # the small over the large
-        lay_chip(stone, rng, radius, minerals[rng.integers(5)] * rng.normal(1, 0.06))
-    return _lit(rng, size, 0.14, lambda: stone)
 
 
 # ---- printed board ----
@@ -259,10 +201,121 @@ def _board(rng: Generator, size: int) -> Scene:
     return _lit(rng, size, 0.09, surface)
 
 
-SCENES = {"woven": _woven, "brushed_metal": _metal, "speckled_stone": _stone, "printed_board": _board}
+SCENES = {"brushed_metal": _metal, "printed_board": _board}
 
 
 def normal_image(category: str, rng: Generator, size: int = 256) -> np.ndarray:
     """A defect-free image, uint8 (size, size, 3), size >= 64."""
     scene = SCENES[category](rng, size)
     return scene.photograph(scene.surface())
+
+
+# ---- defects ----
+
+DEFECTS: dict[str, tuple[str, ...]] = {
+    "brushed_metal": ("scratch", "dent", "stain", "cross_brushing"),
+    "printed_board": ("missing_pad", "broken_trace", "bridge", "misprint", "scratch"),
+}
+_FILLED = 4  # pixels; a change that rounds away in a hole of at most this size still belongs to the defect
+
+
+def defective_image(category: str, kind: str, rng: Generator, size: int = 256) -> tuple[np.ndarray, np.ndarray]:
+    """An image with one defect of DEFECTS, uint8 (size, size, 3), and its mask, bool (size, size).
+
+    The mask holds the pixels whose value the defect changed, with enclosed holes of up to four pixels filled.
+    """
+    scene = SCENES[category](rng, size)
+    clean = scene.surface()
+    image = scene.photograph(_spoiled(category, kind, scene, clean, rng))
+    mask = (scene.photograph(clean) != image).any(axis=2)
+    holes, _ = scipy.ndimage.label(scipy.ndimage.binary_fill_holes(mask) & ~mask)
+    filled = np.bincount(holes.ravel()) <= _FILLED
+    filled[0] = False  # label 0 is everything that is no hole
+    return image, mask | filled[holes]
+
+
+def _ramp(field: np.ndarray, width: float) -> np.ndarray:
+    """Smooth opacity (H, W): 0 where the field is negative, 1 from `width` on."""
+    t = np.clip(field / width, 0, 1)
+    return t * t * (3 - 2 * t)
+
+
+def _blob(rng: Generator, size: int, low: float, high: float, at=None) -> np.ndarray:
+    """A field (H, W): 1 at the middle of an irregular blob, 0 on its outline, negative outside.
+
+    Its share of the image is drawn log-uniformly from `low` to `high`; `at` is its middle (y, x) in units.
+    """
+    area = math.exp(rng.uniform(math.log(low), math.log(high))) * SIDE**2
+    cy, cx = (rng.uniform(0.15, 0.85, 2) * SIDE if at is None else at).tolist()
+    y, x = grid(size)
+    across, along = turned(y - cy, x - cx, rng.uniform(0, np.pi))
+    stretch = rng.uniform(1.0, 1.5)
+    across, along = across * stretch, along / stretch
+    theta = np.linspace(-np.pi, np.pi, 128)
+    waves = (rng.normal(0, 0.3 / k) * np.cos(k * theta + rng.uniform(0, 2 * np.pi)) for k in (2, 3, 5, 8))
+    outline = math.sqrt(area / np.pi) * np.exp(sum(waves))
+    return 1 - np.hypot(along, across) / np.interp(np.arctan2(across, along), theta, outline)
+
+
+def _stroke(rng: Generator, size: int, length: float, width: float) -> np.ndarray:
+    """Opacity (H, W) of a tapered line that strays sideways by about 0.04 * length, in wide bends and smaller ones."""
+    cy, cx = (rng.uniform(0.3, 0.7, 2) * SIDE).tolist()
+    y, x = grid(size)
+    across, along = turned(y - cy, x - cx, rng.uniform(0, np.pi))
+    place, knots = along / length + 0.5, np.linspace(0, 1, 256)  # 0 to 1 between the ends
+    path = 0.04 * sum(0.5**i * bumps(256, n) @ rng.standard_normal(n + 3) for i, n in enumerate((2, 6)))
+    sideways = across - length * np.interp(place, knots, path)
+    distance = np.abs(sideways) / np.hypot(1, np.interp(place, knots, np.gradient(path, knots)))
+    taper = np.sqrt(np.clip(4 * place * (1 - place), 0, 1))
+    return cover(width / 2 * taper - distance, size) * (taper > 0)
+
+
+def _relief(rng: Generator, height: np.ndarray) -> np.ndarray:
+    """Shading (H, W) in [-1, 1] of a relief lit from a random side."""
+    slope, _ = turned(*np.gradient(height), rng.uniform(0, 2 * np.pi))
+    return slope / np.abs(slope).max()
+
+
+def _spoiled(category: str, kind: str, scene: Scene, clean: np.ndarray, rng: Generator) -> np.ndarray:
+    """The surface (H, W, 3) of a scene with one defect, from its defect-free surface `clean`."""
+    size = scene.size
+    match category, kind:
+        case "brushed_metal", "scratch":  # raw metal shines in it, one flank in the light and one in shadow
+            line = _stroke(rng, size, rng.uniform(60, 180), rng.uniform(1.2, 2.6))
+            return clean * (1 + rng.uniform(0.12, 0.45) * (line + _relief(rng, line)))[..., None]
+        case "brushed_metal", "dent":
+            bowl = _ramp(_blob(rng, size, 0.01, 0.04), 1)
+            return clean * (1 + rng.uniform(0.12, 0.4) * _relief(rng, bowl))[..., None]
+        case "brushed_metal", "stain":  # a dried spill, mottled, with a darker rim; the texture shows through in part
+            field = _blob(rng, size, 0.005, 0.045)
+            rim = np.clip(1 - np.abs(field - 0.15) / 0.15, 0, 1)
+            mottle = 0.7 + 0.3 * rim + 0.1 * noise(rng, size, 24)
+            opacity = np.clip(rng.uniform(0.55, 1) * _ramp(field, 0.25) * mottle, 0, 1)
+            tint = np.array([0.62, 0.46, 0.30]) + rng.normal(0, 0.05, 3)
+            return blend(clean, opacity, tint * (0.5 * clean + 0.5 * clean.mean(axis=(0, 1))))
+        case "brushed_metal", "cross_brushing":
+            across = streaks(rng, size, rng.choice((-1, 1)) * rng.uniform(0.5, 1.57))
+            patch = rng.uniform(0.7, 1) * _ramp(_blob(rng, size, 0.012, 0.05), 0.3)
+            return blend(clean, patch, scene.surface(rng.uniform(0.06, 0.1) * across))
+        case "printed_board", "missing_pad":
+            return scene.surface(no_pad=rng.integers(len(PADS)))
+        case "printed_board", "broken_trace":  # burnt through: a gap in the copper within a scorched spot
+            _, start, stop, _ = np.array(TRACES[rng.integers(16)])
+            x, y = start + rng.uniform(0.15, 0.85) * (stop - start)
+            field = _blob(rng, size, 0.003, 0.012, at=np.array([y, x]))
+            scorch = rng.uniform(0.6, 1) * _ramp(field, 0.4)
+            return blend(scene.surface(cut=_ramp(field, 0.3)), scorch, (0.08, 0.07, 0.04))
+        case "printed_board", "bridge":  # solder that joins two or three neighbouring pads of a row
+            first, span = 8 * rng.integers(3) + rng.integers(6), rng.integers(1, 3)
+            ends = np.array([PADS[first][:2], PADS[first + span][:2]]) + rng.uniform(-2, 2, (2, 2))
+            return scene.surface(solder=(*ends, rng.uniform(3.5, 6)))
+        case "printed_board", "misprint":  # tilted, mirrored or shifted
+            way, side = rng.integers(3), rng.choice((-1, 1), 2)
+            matrix = np.array(turned(*np.eye(2), side[0] * rng.uniform(0.1, 0.3) * (way == 0)))
+            matrix[1] *= -1 if way == 1 else 1
+            shift = side * rng.uniform(4, 8, 2) * (way == 2)
+            return scene.surface(misprint=(matrix, shift.reshape(2, 1, 1)))
+        case "printed_board", "scratch":  # pale where the lacquer is scraped
+            line = _stroke(rng, size, rng.uniform(60, 150), rng.uniform(1.6, 3.4))
+            return blend(clean, rng.uniform(0.5, 0.9) * line, (0.55, 0.62, 0.48))
+    raise KeyError(f"{category} has no defect {kind}")

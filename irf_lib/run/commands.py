@@ -169,7 +169,7 @@ def _end_with(parent: int) -> None:
 
 @app.command()
 def notebook(nn: str, p: Values = None, out: Path | None = None) -> None:
-    """Execute one notebook, by its number: notebook 05 -p category=woven. OUT is notebooks/ beside its results."""
+    """Execute one notebook, by its number: notebook 05 -p seed=1. OUT is notebooks/ beside its results."""
     from . import notebooks
 
     if "IRF_PARENT" in os.environ:

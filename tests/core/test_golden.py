@@ -21,7 +21,7 @@ from irf_lib.scoring import anomaly_map, image_score
 from irf_lib.studies.rivals import RIVALS
 
 ROOT = Path(__file__).parents[2]
-TEXTURE = "printed_board"  # of the four that the table holds
+TEXTURE = "printed_board"  # of the two that the table holds
 GOLDEN = pd.read_csv(ROOT / "tests" / "golden" / "metrics.csv").set_index(["category", "method"]).loc[TEXTURE]
 FIELDS = load_file(ROOT / "tests" / "golden" / "fields.safetensors")  # "category/kind/file" -> (C, s, s)
 BF16 = resolve_precision("auto", torch.device("cpu")) == "bf16"

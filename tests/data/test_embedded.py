@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from irf_lib.data import texture_defects, textures
+from irf_lib.data import textures
 from irf_lib.data.embedded import write_embedded
 from irf_lib.data.layouts import check_category, list_categories, read_category
 from irf_lib.files import InputError
@@ -24,9 +24,9 @@ def cheap(monkeypatch):
         drawn.append(category)
         return rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
 
-    monkeypatch.setattr(texture_defects, "DEFECTS", {"cloth": ("hole", "stain"), "metal": ("scratch",)})
+    monkeypatch.setattr(textures, "DEFECTS", {"cloth": ("hole", "stain"), "metal": ("scratch",)})
     monkeypatch.setattr(
-        texture_defects, "defective_image", lambda category, _, rng: (normal_image(category, rng), np.eye(16) > 0)
+        textures, "defective_image", lambda category, _, rng: (normal_image(category, rng), np.eye(16) > 0)
     )
     monkeypatch.setattr(textures, "normal_image", normal_image)
     return drawn
@@ -38,8 +38,8 @@ def contents(root: Path) -> dict[str, bytes]:
 
 def test_the_real_textures_are_a_sound_data_set(tmp_path):
     root = write_embedded(tmp_path / "textures", n_train=1, n_test_good=1, n_per_defect=1)
-    assert list_categories(root) == tuple(sorted(texture_defects.DEFECTS))
-    for name, kinds in texture_defects.DEFECTS.items():
+    assert list_categories(root) == tuple(sorted(textures.DEFECTS))
+    for name, kinds in textures.DEFECTS.items():
         category = read_category(root, name)
         assert category.layout == "mvtec" and category.has_masks and check_category(category) == []
         assert sorted(image.kind for image in category.test) == sorted(("good", *kinds))
@@ -71,7 +71,7 @@ def test_what_is_there_is_used_and_what_is_lost_or_outdated_is_drawn_again(tmp_p
     write_embedded(root, **TINY | {"n_train": 5})
     assert len(read_category(root, "cloth").train) == 5 and str(tmp_path) not in manifest.read_text()
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr(texture_defects, "defective_image", lambda *_: 1 / 0)
+        patch.setattr(textures, "defective_image", lambda *_: 1 / 0)
         write_embedded(root, **TINY)
     assert [path.name for path in root.parent.iterdir()] == ["a"], "nothing is left after a failure"
 

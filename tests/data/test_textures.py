@@ -5,16 +5,13 @@ import hashlib
 import numpy as np
 import pytest
 
-from irf_lib.data.texture_defects import DEFECTS, defective_image
-from irf_lib.data.textures import normal_image
+from irf_lib.data.textures import DEFECTS, defective_image, normal_image
 
 KINDS = [(category, kind) for category, kinds in DEFECTS.items() for kind in kinds]
 # The images and masks of each category's kinds at 64 pixels, seeds 0 to 3, as the first version drew them: the SHA-256
 # of their bytes (its first 16 digits), their mean grey level, the pixels in their masks
 DRAWN = {
-    "woven": ("b56e8d8179fe63c7", 109.059, 916),
     "brushed_metal": ("76a28fdefc0e6a59", 131.861, 1410),
-    "speckled_stone": ("8033cdaf3d63636e", 138.536, 1250),
     "printed_board": ("0b9bcb989bde8b10", 59.387, 783),
 }
 
