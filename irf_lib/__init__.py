@@ -14,21 +14,6 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 __all__ = ["Detector", "Reading", "Settings", "evaluate", "irf"]
 
-# The house, floors from the ground up: a file imports from lower floors only. Tests hold the list.
-FLOORS = (
-    ("files", "irf", "metrics", "networks.muon"),  # whole files; the equations; exact metrics; an optimiser
-    ("data.images", "scoring", "networks.backbones", "diffusion"),  # pixels; densities; frozen backbones; the DDPM
-    ("conformal", "networks.denoisers", "data.layouts", "data.textures"),  # verdicts; DiT, UNet; data sets
-    ("settings", "networks.fast", "data.public", "data.cache"),  # what a detector is made of
-    ("saved", "data.embedded"),  # a detector as a file; the textures as files
-    ("detector",),  # fit, read, save: the one pipeline
-    ("export",),  # a detector as one ONNX file
-    ("studies",),  # what is asked of a detector: invariance, normality, rivals, speed; tables, claims, figures
-    ("run",),  # presets, results folders and provenance, one's own parts, notebooks
-    ("__main__",),  # the command line
-)
-
-
 _HOMES = {"Detector": "detector", "Settings": "settings", "Reading": "settings", "evaluate": "metrics", "irf": "irf"}
 
 
