@@ -4,8 +4,8 @@ unpacked; the folder NAME appears in one step, complete."""
 import shutil
 import tarfile
 import tempfile
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pooch
 import yaml
@@ -14,35 +14,19 @@ from ..files import InputError, RunError, file_sha256, one_line, printable, writ
 from .layouts import find_categories
 
 MARKER = "irf_download.json"  # in a finished data set: what it is and where it came from
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a data set comes from, and on which terms: an entry of sources.yaml, which says what each field is."""
-
-    title: str
-    archive: str
-    n_bytes: int
-    sha256: str
-    url: str
-    home: str
-    licence: str
-    citation: str
-
-
-# By the name on the command line, and of the folder.
+# By the name on the command line, and of the folder; sources.yaml says what each field is.
 _TABLE = yaml.safe_load(Path(__file__).with_name("sources.yaml").read_text(encoding="utf-8"))
-SOURCES = {name: Source(**entry) for name, entry in _TABLE.items()}
+SOURCES = {name: SimpleNamespace(**entry) for name, entry in _TABLE.items()}
 
 
-def notice(source: Source) -> str:
+def notice(source: SimpleNamespace) -> str:
     """What somebody should know before the download: licence, citation, origin and size; several lines."""
     size = f"about {source.n_bytes / 1e9:.1f} GB, and as much again unpacked"
     terms = f"data set: {source.title}\nlicence:  {source.licence}\ncite:     {source.citation}\n"
     return f"{terms}archive:  {source.archive}, {size}\nfrom:     {source.url or source.home}"
 
 
-def is_finished(source: Source, target: Path) -> bool:
+def is_finished(source: SimpleNamespace, target: Path) -> bool:
     """Whether `target` is the data set as :func:`download` left it. InputError if it holds anything else."""
     marker = Path(target, MARKER)
     if not target.exists() or target.is_dir() and not any(target.iterdir()):
@@ -52,7 +36,7 @@ def is_finished(source: Source, target: Path) -> bool:
     raise InputError(f"{printable(target)}: exists and is not {source.title}; name another folder with --to.")
 
 
-def download(source: Source, target: Path, archive: Path | None = None) -> Path:
+def download(source: SimpleNamespace, target: Path, archive: Path | None = None) -> Path:
     """Fetch the source's archive, or take `archive`, and unpack it as `target`; return the resolved `target`.
 
     A finished `target` is left alone, and a whole archive whose unpacking failed is not fetched again. RunError for a
@@ -78,7 +62,7 @@ def download(source: Source, target: Path, archive: Path | None = None) -> Path:
             how = {"format": "zip"} if source.archive.endswith(".zip") else {"format": "tar", "filter": "data"}
             shutil.unpack_archive(path, new, **how)
             root = next(place for place in (new, *sorted(new.iterdir())) if find_categories(place))
-            write_json(root / MARKER, asdict(source))
+            write_json(root / MARKER, vars(source))
             root.rename(target)  # which is absent or empty
         if archive is None:
             shutil.rmtree(folder)

@@ -6,15 +6,15 @@ import io
 import tarfile
 import zipfile
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
 
 from irf_lib.data import public
 from irf_lib.data.layouts import list_categories
-from irf_lib.data.public import SOURCES, Source, download
+from irf_lib.data.public import SOURCES, download
 from irf_lib.files import RunError, read_json
 
 NAMES = "set/train/good/0.png set/test/good/0.png set/test/cut/0.png set/ground_truth/cut/0.png"
@@ -35,9 +35,9 @@ def archive_of(files: dict[str, bytes], kind: str) -> bytes:
     return file.getvalue()
 
 
-def source_of(content: bytes, name: str, url: str = "https://here") -> Source:
+def source_of(content: bytes, name: str, url: str = "https://here") -> SimpleNamespace:
     """A source as the real one of that name, of other content."""
-    return replace(SOURCES[name], sha256=hashlib.sha256(content).hexdigest(), url=url)
+    return SimpleNamespace(**vars(SOURCES[name]) | {"sha256": hashlib.sha256(content).hexdigest(), "url": url})
 
 
 ARCHIVES = {
@@ -89,7 +89,7 @@ def test_a_finished_data_set_is_left_alone_and_nobody_elses_folder_is_used(tmp_p
     assert public.is_finished(visa, root) and download(visa, root) == root
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "holiday.jpg").write_bytes(b"dear to me")
-    for source, folder in ((visa, tmp_path / "mine"), (replace(visa, sha256="0" * 64), root)):
+    for source, folder in ((visa, tmp_path / "mine"), (SimpleNamespace(**vars(visa) | {"sha256": "0" * 64}), root)):
         before = tree(folder)
         refused("name another folder with --to", download, source, folder)
         assert tree(folder) == before
