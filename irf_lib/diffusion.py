@@ -41,9 +41,6 @@ def alpha_bars(device: torch.device | str = "cpu", dtype: torch.dtype = torch.fl
     return torch.cumprod(1 - beta, dim=0).to(device, dtype)
 
 
-# --- devices -------------------------------------------------------------------------------------------------------
-
-
 def resolve_device(name: str = "auto") -> torch.device:
     """``auto`` takes cuda, then mps, then cpu. Raises ValueError for a device that is not there."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
@@ -69,17 +66,11 @@ def computes_in_bf16(device: torch.device | str) -> bool:
 
 
 def resolve_precision(precision: str, device: torch.device | str) -> str:
-    """``auto`` -> bf16 where the device computes in it natively, else fp32.
-
-    A device that does not compute in bf16 takes fp32 in its place, and a warning says so.
-    """
+    """bf16 or fp32: ``auto`` is bf16 where the device computes in it. Where it does not, a warning says so."""
     native = computes_in_bf16(device)
     if precision == "bf16" and not native:
         warnings.warn(f"{torch.device(device).type} does not compute in bf16 here; fp32 takes its place.", stacklevel=1)
     return "bf16" if native and precision != "fp32" else "fp32"
-
-
-# --- training ----------------------------------------------------------------------------------------------------
 
 
 class TrainSettings(BaseModel):
@@ -100,11 +91,6 @@ class TrainSettings(BaseModel):
     importance: float = Field(0.9, ge=0, lt=1)  # share of timesteps drawn where there is more to learn; 0 is uniform
     token_share: float = Field(0.25, gt=0, le=1)  # of a DiT's tokens, what a step trains on; the last tenth takes all
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 autocast where the device computes in it
-
-    @property
-    def ema_decay(self) -> float:
-        """Scaled to the run's length: a fixed 0.999 over a few hundred steps would be the initial network."""
-        return max(0.0, 1 - 1 / max(1.0, self.ema * self.steps))
 
     def for_images(self, n: int) -> Self:
         """The same settings with ``epochs`` turned into the steps that they are for ``n`` images."""
@@ -179,11 +165,8 @@ def ddpm_loss(
 
 
 def build_optimizers(denoiser: nn.Module, settings: TrainSettings) -> list[torch.optim.Optimizer]:
-    """AdamW for every parameter; or, with ``optimizer`` muon, Muon for the hidden matrices and AdamW for the rest.
-
-    Hidden matrices are those that the module names in ``hidden_matrices()``. Muon orthogonalises in bf16 where the
-    parameters' device computes in it, and in fp32 elsewhere.
-    """
+    """AdamW for every parameter; or, with ``optimizer`` muon, Muon for those that the module names in
+    ``hidden_matrices()`` and AdamW for the rest."""
     hidden = denoiser.hidden_matrices() if settings.optimizer == "muon" and hasattr(denoiser, "hidden_matrices") else []
     chosen = {id(weight) for weight in hidden}
     rest = [parameter for parameter in denoiser.parameters() if id(parameter) not in chosen]
@@ -231,7 +214,9 @@ def train(
     denoiser.to(device).train()
     tokens = getattr(denoiser, "tokens", 1)  # a UNet has none, and takes whole maps
     kept = max(1, round(settings.token_share * tokens))
-    ema = AveragedModel(denoiser, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=True)
+    # Scaled to the run's length: a fixed 0.999 over a few hundred steps would be the initial network.
+    decay = max(0.0, 1 - 1 / max(1.0, settings.ema * settings.steps))
+    ema = AveragedModel(denoiser, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
     optimizers = build_optimizers(denoiser, settings)
     warmup_steps = max(1, round(settings.warmup * settings.steps))
     schedulers = [get_cosine_schedule_with_warmup(one, warmup_steps, settings.steps) for one in optimizers]
@@ -320,10 +305,8 @@ def denoising_loss(
     device: torch.device | str = "cpu",
     batch_size: int = 32,
 ) -> Tensor:
-    """Per-image DDPM loss of held-out ``x0`` at each of ``timesteps``; returns (len(timesteps), N).
-
-    One noise draw for each image and timestep, from ``seed``; ``device`` is the denoiser's.
-    """
+    """DDPM loss of each image of held-out ``x0`` at each of ``timesteps``, (len(timesteps), N): one noise draw for each
+    image and timestep, from ``seed``. ``device`` is the denoiser's."""
     abar = alpha_bars(device)
     generator = torch.Generator().manual_seed(seed)
     rows = []

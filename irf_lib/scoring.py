@@ -25,9 +25,6 @@ def location_vectors(fields: Tensor) -> Tensor:
     return fields.permute(0, 2, 3, 1).reshape(-1, fields.shape[1])
 
 
-# --- densities: each is fitted on normal fields; what it learnt are its buffers ----------------------------------
-
-
 class Density(nn.Module):
     """Base: what ``fit`` learnt are buffers; ``nll`` gives -log density at each location, (N, C, s, s) -> (N, s, s)."""
 
@@ -181,9 +178,6 @@ DENSITIES: dict[str, type[Density]] = {
 def density_class(density: str | type[Density]) -> type[Density]:
     """The class of a name in DENSITIES; a class is returned as it is."""
     return DENSITIES[density] if isinstance(density, str) else density
-
-
-# --- anomaly map and image score --------------------------------------------------------------------------------
 
 
 def anomaly_map(nll: Tensor, size: int) -> Tensor:

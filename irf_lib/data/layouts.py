@@ -1,12 +1,7 @@
 """What images are: folders of photographs read as training images, labelled test images and masks.
 
-Four layouts are understood, told apart by what a folder holds:
-
-    mvtec   <category>/train/good, test/<kind>, ground_truth/<kind>/<stem>_mask.png (MVTec AD, MPDD)
-    btad    <category>/train/ok, test/ok, test/ko, ground_truth/ko/<stem>.png (BTAD; "ok" becomes "good")
-    visa    split_csv/1cls.csv with the columns object, split, label, image, mask (VisA)
-    folder  good images in the folder itself or in good/; optionally test/good, test/<kind>, and masks of
-            the same stem, with or without "_mask", in ground_truth/<kind> or masks/<kind>
+Four layouts are understood, told apart by what a folder holds: mvtec, btad, visa, and folder for a plain one. They
+are listed in data/README.md.
 
 `read_category` looks at names only; `check_category` decodes every file. What is wrong is refused: a file that is
 skipped in silence would change a metric.
