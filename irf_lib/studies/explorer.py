@@ -96,9 +96,8 @@ class Explorer:
         axis.hist(good, 15, color=GOOD, alpha=0.6, label=f"held-out good ({len(good)})")
         # A score far out would squeeze the good images into one line: from four times their range on it is at the edge.
         reach = good.min() + 4 * (np.ptp(good) or 1.0)
-        axis.axvline(
-            min(score, reach), ymax=0.68, color=ANOMALOUS, lw=2, label=f"this part, p = {seen.p_values[0]:.2f}"
-        )
+        label = f"this image, p = {seen.p_values[0]:.3f}"
+        axis.axvline(min(score, reach), ymax=0.68, color=ANOMALOUS, lw=2, label=label)
         if np.isfinite(threshold):
             axis.axvline(threshold, ymax=0.68, color="black", lw=1, ls="--", label=f"threshold {threshold:.0f}")
         axis.set_title(f"score {score:.0f} nats: {verdict}", fontsize=7)
