@@ -72,9 +72,9 @@ class Explorer:
         self.figure.savefig(file := io.BytesIO(), dpi=100)
         self.screen.value = file.getvalue()
         limit = f"{threshold:.1f}" if np.isfinite(threshold) else "none: too few held-out images"
-        self.note.value = (f"<b>{verdict}</b> {self.test.names[index]}: score {seen.scores[0]:.1f} nats, "
-                           f"p = {seen.p_values[0]:.3f}, threshold {limit} "
-                           f"<small>({(time.perf_counter() - start) * 1000:.0f} ms)</small>")  # fmt: skip
+        taken = f"<small>({(time.perf_counter() - start) * 1000:.0f} ms)</small>"
+        said = f"score {seen.scores[0]:.1f} nats, p = {seen.p_values[0]:.3f}, threshold {limit}"
+        self.note.value = f"<b>{verdict}</b> {self.test.names[index]}: {said} {taken}"
         return seen
 
     def _draw_pictures(self, index: int, norm: np.ndarray, heat: np.ndarray, reading: Reading) -> None:
