@@ -1,7 +1,6 @@
 """One test image under one reading of a detector: the view of notebook 05, and with sliders that of notebook 14.
 
-The axes are kept from one view to the next, because new ones would take as long as the network.
-"""
+The axes are kept from one view to the next, because new ones would take as long as the network."""
 
 from __future__ import annotations
 
