@@ -1,8 +1,6 @@
 """One test image under one reading of a detector: the view of notebook 05, and with sliders that of notebook 14.
 
-The detector keeps what each reading knows of the good images, so only a new timestep or input asks the network for all
-of them; the axes are kept from one view to the next, because new ones would take as long as the network.
-"""
+The axes are kept from one view to the next, because new ones would take as long as the network."""
 
 from __future__ import annotations
 
@@ -24,7 +22,7 @@ from .figures import ANOMALOUS, GOOD, show_image
 
 class Explorer:
     """``test``: a run.results.TestSet; ``pictures``: its images, (N, 3, H, W) in [0, 1]. ``figure``: what :meth:`look`
-    drew last; ``first``: the choice that it starts from; ``widget``: what a notebook displays."""
+    drew last; ``first``: the choice that it starts from; ``widget``: what a notebook displays, or else the picture."""
 
     def __init__(self, detector: Detector, test, pictures: np.ndarray, alpha: float = 0.05):
         self.detector, self.test, self.pictures = detector, test, pictures
@@ -43,16 +41,17 @@ class Explorer:
         rows = [widgets.HBox(list(self.controls.values())[i : i + 3]) for i in (0, 3)]
         self.note, self.screen = widgets.HTML(), widgets.Image(format="png")
         self.widget = widgets.VBox([*rows, self.note, self.screen])
-        # Not pyplot's: showing it is the caller's affair. A layout engine that does nothing, because where there is
-        # none savefig takes the style's, which works out the layout anew each time.
+        # A layout engine that does nothing: without one, savefig works out the style's layout anew each time.
         fixed = PlaceHolderLayoutEngine(adjust_compatible=True, colorbar_gridspec=True)
         self.figure = Figure(figsize=(9.6, 2.7), layout=fixed)
         self._axes = self.figure.subplots(1, 4, gridspec_kw={"width_ratios": [1, 1.15, 1.15, 1.2]})
         self.figure.subplots_adjust(left=0.005, right=0.99, bottom=0.17, top=0.86, wspace=0.16)
-        titles = "", "norm of the field", "anomaly map (nats)"
-        self._drawn = [show_image(axis, np.eye(2), None, name) for axis, name in zip(self._axes, titles, strict=False)]
+        self._drawn = [show_image(axis, np.eye(2)) for axis in self._axes[:3]]
         for axis, drawn in zip(self._axes[1:3], self._drawn[1:], strict=True):
             self.figure.colorbar(drawn, ax=axis, fraction=0.046).ax.tick_params(labelsize=6)
+
+    def _repr_mimebundle_(self, **_) -> dict:
+        return self.widget._repr_mimebundle_() | {"image/png": self.screen.value}
 
     def _moved(self, _) -> None:
         self.look(**{name: control.value for name, control in self.controls.items()})
@@ -67,27 +66,28 @@ class Explorer:
         seen = self.detector.read(x0, reading, fields=field)
         threshold = conformal_threshold(seen.calibration, alpha)
         verdict = "flagged" if seen.scores[0] > threshold else "passed"
-        self._draw_pictures(index, field[0].norm(dim=0).numpy(), seen.maps[0])
+        self._draw_pictures(index, field[0].norm(dim=0).numpy(), seen.maps[0], reading)
         self._draw_scores(seen, threshold, verdict)
         self.figure.savefig(file := io.BytesIO(), dpi=100)
         self.screen.value = file.getvalue()
         limit = f"{threshold:.1f}" if np.isfinite(threshold) else "none: too few held-out images"
-        self.note.value = (f"<b>{verdict}</b> {self.test.names[index]}: score {seen.scores[0]:.1f} nats, "
-                           f"p = {seen.p_values[0]:.3f}, threshold {limit} "
-                           f"<small>({(time.perf_counter() - start) * 1000:.0f} ms)</small>")  # fmt: skip
+        taken = f"<small>({(time.perf_counter() - start) * 1000:.0f} ms)</small>"
+        said = f"score {seen.scores[0]:.1f} nats, p = {seen.p_values[0]:.3f}, threshold {limit}"
+        self.note.value = f"<b>{verdict}</b> {self.test.names[index]}: {said} {taken}"
         return seen
 
-    def _draw_pictures(self, index: int, norm: np.ndarray, heat: np.ndarray) -> None:
+    def _draw_pictures(self, index: int, norm: np.ndarray, heat: np.ndarray, reading: Reading) -> None:
         """Image, field and map; each map has colour limits of its own, since readings differ in scale."""
         pictures = self.pictures[index].transpose(1, 2, 0).clip(0, 1), norm, heat
-        for drawn, values in zip(self._drawn, pictures, strict=True):
+        titles = self.test.names[index], f"length of the field, t = {reading.t}", f"map (nats), {reading.density}"
+        for drawn, values, title in zip(self._drawn, pictures, titles, strict=True):
             height, width = values.shape[:2]
             drawn.set(data=values, clim=(values.min(), values.max()), extent=(-0.5, width - 0.5, height - 0.5, -0.5))
+            drawn.axes.set_title(title, fontsize=7)
         for outline in list(self._axes[0].collections):
             outline.remove()
         if self.test.masks is not None and self.test.masks[index].any():
             self._axes[0].contour(self.test.masks[index], levels=[0.5], colors=[ANOMALOUS], linewidths=0.8)
-        self._axes[0].set_title(self.test.names[index], fontsize=7)
 
     def _draw_scores(self, seen: Scores, threshold: float, verdict: str) -> None:
         axis, good, score = self._axes[3], seen.calibration, seen.scores[0]
