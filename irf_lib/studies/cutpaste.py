@@ -8,6 +8,7 @@ only tell settings apart by whether a local irregularity shows.
 from __future__ import annotations
 
 import numpy as np
+from scipy import ndimage
 
 KINDS = ("patch", "scar")
 
@@ -32,4 +33,19 @@ def cut_paste(images: np.ndarray, kind: str, seed: int) -> tuple[np.ndarray, np.
         from_y = np.clip(np.round(source[0] + v[inside]), 0, height - 1).astype(int)
         from_x = np.clip(np.round(source[1] + u[inside]), 0, width - 1).astype(int)
         image[:, inside] = np.clip(image[:, from_y, from_x] * light, 0, 1)
+    return copies, np.abs(copies - images).max(axis=1) > 1 / 255
+
+
+def stain(images: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """As :func:`cut_paste`: each copy has one smooth random blob, 6 to 16 % of the image wide, that darkens or lightens
+    it with a tint. Nothing is pasted, so there is no edge. Bright places are darkened more often than dark ones."""
+    copies, (height, width) = np.array(images, dtype=np.float32), images.shape[2:]
+    y, x = np.mgrid[:height, :width] / min(height, width)
+    for image, rng in zip(copies, np.random.default_rng(seed).spawn(len(images)), strict=True):
+        (v, u), radius = rng.uniform(0.15, 0.85, 2) * (y.max(), x.max()), rng.uniform(0.03, 0.08)
+        rough = ndimage.gaussian_filter(rng.standard_normal((height, width)), 0.02 * min(height, width))
+        blob = np.clip(1 + rough / rough.std() / 3 - ((y - v) ** 2 + (x - u) ** 2) / radius**2, 0, 1)
+        sign = 1 if rng.uniform() > np.average(image.mean(axis=0), weights=blob + 1e-9) else -1
+        colour = sign * rng.uniform(0.15, 0.4) + rng.uniform(-0.1, 0.1, 3)
+        image[:] = np.clip(image + colour[:, None, None] * blob, 0, 1)
     return copies, np.abs(copies - images).max(axis=1) > 1 / 255

@@ -1,15 +1,19 @@
 """CutPaste copies: a local change, where the mask says, the same for the same seed."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
-from irf_lib.studies.cutpaste import KINDS, cut_paste
+from irf_lib.studies.cutpaste import KINDS, cut_paste, stain
+
+SPOIL = {kind: partial(cut_paste, kind=kind) for kind in KINDS} | {"stain": stain}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SPOIL)
 def test_only_the_masked_pixels_change(kind):
     images = np.random.default_rng(0).random((12, 3, 64, 64), dtype=np.float32)
-    copies, masks = cut_paste(images, kind, seed=1)
+    copies, masks = SPOIL[kind](images, seed=1)
     assert copies.shape == images.shape and masks.shape == (12, 64, 64)
     assert copies.min() >= 0 and copies.max() <= 1
     changed = np.abs(copies - images).max(axis=1) > 1 / 255
@@ -18,11 +22,12 @@ def test_only_the_masked_pixels_change(kind):
     assert (share < 0.05).all() and (share > 0.0004).all()
 
 
-def test_draws_belong_to_the_image():
+@pytest.mark.parametrize("kind", ["scar", "stain"])
+def test_draws_belong_to_the_image(kind):
     images = np.random.default_rng(0).random((4, 3, 32, 32), dtype=np.float32)
     before = images.copy()
-    all_four, _ = cut_paste(images, "scar", seed=1)
-    first_two, _ = cut_paste(images[:2], "scar", seed=1)
+    all_four, _ = SPOIL[kind](images, seed=1)
+    first_two, _ = SPOIL[kind](images[:2], seed=1)
     assert (all_four[:2] == first_two).all()
-    assert (all_four != cut_paste(images, "scar", seed=2)[0]).any()
+    assert (all_four != SPOIL[kind](images, seed=2)[0]).any()
     assert (images == before).all(), "the originals stay as they are"
