@@ -14,12 +14,15 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from scipy import ndimage
 
 WIDTH = 7.0  # inches, a page's text width
 COLOURS = sns.color_palette("colorblind")
 GOOD, ANOMALOUS = COLOURS[0], COLOURS[3]
+OUTLINE = COLOURS[9]  # of a defect's mask on an image
+MAP_NORM = LogNorm(1e-4, 1e-2)  # of a map that is drawn as false-alarm rates
 REFERENCE = {"color": "black", "lw": 0.8, "ls": ":"}  # the line that a curve is held against
 
 
@@ -27,8 +30,9 @@ def use_style() -> None:
     """The project's look, for every figure of a notebook: call once, in the set-up cell."""
     sns.set_theme(context="paper", style="ticks", palette="colorblind", rc={
         "pdf.fonttype": 42, "figure.dpi": 110, "figure.constrained_layout.use": True, "image.interpolation": "nearest",
-        "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "legend.fontsize": 6,
-        "axes.titlesize": 7, "image.cmap": "viridis",
+        "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "image.cmap": "viridis",
+        **dict.fromkeys(("font.size", "axes.titlesize", "axes.labelsize", "xtick.labelsize", "ytick.labelsize",
+                         "legend.fontsize", "legend.title_fontsize", "figure.titlesize"), 7),
     })  # fmt: skip
 
 
@@ -36,12 +40,19 @@ def show_image(axis: Axes, image: np.ndarray, mask: np.ndarray | None = None, ti
     """A picture without axes: an image, or a map (h, w), and the outline of its mask. Returns what imshow does."""
     drawn = axis.imshow(image.transpose(1, 2, 0).clip(0, 1) if image.ndim == 3 else image)
     if mask is not None and mask.any():
-        colour = ANOMALOUS if image.ndim == 3 else "white"
+        colour = OUTLINE if image.ndim == 3 else "white"
         axis.contour(mask, levels=[0.5], colors=[colour], linewidths=0.8)
     axis.set_title(title, fontsize=size, pad=3)
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
     return drawn
+
+
+def show_map(axis: Axes, image: np.ndarray, rates: np.ndarray, mask: np.ndarray | None = None, title: str = ""):
+    """An image in grey, and in colour the places whose false-alarm ``rates`` (H, W), the shares of good pixels that
+    are as anomalous, are 1 % or less. Returns what imshow does, for a colour bar."""
+    show_image(axis, np.repeat(0.25 + 0.75 * image.mean(axis=0, keepdims=True), 3, axis=0), mask, title)
+    return axis.imshow(np.ma.masked_greater(rates, MAP_NORM.vmax), cmap="inferno_r", norm=MAP_NORM, alpha=0.8)
 
 
 def image_grid(rows: Mapping[str, Sequence[tuple]], credit: str, width: float = WIDTH) -> Figure:

@@ -69,3 +69,9 @@ def test_the_overlay_is_clear_below_its_limits_and_outlines_what_is_above_the_th
     drawn = figures.heat_overlay(picture, heat, (0, 10), threshold=5)
     assert (drawn[0, 0] == 100).all() and (drawn[2, 2] == (0, 255, 255)).all()
     assert (drawn[3, 3] != 100).any() and (drawn[3, 3] != (0, 255, 255)).any()
+
+
+def test_a_map_is_coloured_where_few_good_pixels_are_as_anomalous():
+    rates = np.where(MASK, 0.001, 0.5)
+    drawn = figures.show_map(mpl.pyplot.figure().subplots(), IMAGE, rates)
+    assert (drawn.get_array().mask == ~MASK).all()
