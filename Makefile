@@ -61,9 +61,10 @@ peers: $(PEERS_VENV)/.ready
 	$(PEERS_VENV)/bin/python -W ignore peers/peers.py $(foreach one,DATA CATEGORIES SEEDS PRESET OUT ROUNDS THREADS,\
 	  $(if $($(one)),--$(shell echo $(one) | tr A-Z a-z) $($(one))))
 
-# A process for each core, each with one thread; the tests of one file stay together, because they share what they made.
+# A process for each core, each with one thread; the tests of one file stay together, because they share what they made,
+# and files keep the order of tests/conftest.py, the longest first.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # Part of make test, too.
 check: setup

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from irf_lib.files import InputError, RunError
+from irf_lib.files import RunError
 from irf_lib.networks import backbones
 from irf_lib.networks.backbones import build_backbone, channel_statistics, resize_map
 
@@ -42,13 +42,11 @@ def test_rgb_averages_pixels():
     assert resize_map(x, 64).shape == (1, 3, 64, 64)
 
 
-def test_what_cannot_be_built_says_why(tmp_path, monkeypatch):
+def test_what_cannot_be_built_says_why(tmp_path, monkeypatch, refused):
     pytest.importorskip("transformers")
-    with pytest.raises(InputError, match="local folder that holds config.json"):
-        build_backbone("efficientnet-b4", 16, tmp_path / "nothing", local_only=True)
+    refused("local folder that holds config.json", build_backbone, "efficientnet-b4", 16, tmp_path / "nothing", True)
     monkeypatch.setattr(backbones, "find_spec", lambda name: None)
-    with pytest.raises(RunError, match="pip install 'irf-lib"):
-        build_backbone("efficientnet-b4")
+    refused("pip install 'irf-lib", build_backbone, "efficientnet-b4", kind=RunError)
 
 
 def test_channel_statistics():

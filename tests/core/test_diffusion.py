@@ -1,4 +1,8 @@
-"""Denoisers behind one call, and training: deterministic, resumable, unconditional."""
+"""Denoisers behind one call, and training: deterministic, resumable, unconditional, in one process or two."""
+
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -15,6 +19,7 @@ from irf_lib.scoring import location_vectors
 X0 = torch.randn(24, 8, 4, 4, generator=torch.Generator().manual_seed(0)) * 0.5 + 1
 SETTINGS = TrainSettings(steps=12, batch_size=4, lr=1e-3, precision="fp32")
 LEARNS = SETTINGS.model_copy(update={"steps": 60, "batch_size": 16, "lr": 3e-3})
+ADAMW = SETTINGS.model_copy(update={"steps": 6, "optimizer": "adamw"})
 each_kind = pytest.mark.parametrize("kind", ["dit", "unet"])
 
 
@@ -56,15 +61,6 @@ def test_denoisers_share_one_call(kind):
     assert not torch.allclose(model(X0[:1], t[:1]), model(X0[:1], t[1:])), "t matters"
 
 
-def test_dit_is_unconditional_and_has_no_hidden_randomness():
-    # diffusers drops a tenth of the class labels in training mode, from the global random state.
-    model = tiny().train()
-    state = torch.random.get_rng_state()
-    outs = [model(X0[:4], torch.arange(4)) for _ in range(20)]
-    assert all(torch.equal(out, outs[0]) for out in outs)
-    assert torch.equal(torch.random.get_rng_state(), state)
-
-
 @each_kind
 def test_preconditioned_starts_at_the_gaussian_optimum(kind):
     mixing = torch.randn(8, 8, generator=torch.Generator().manual_seed(1))
@@ -86,26 +82,20 @@ def test_preconditioned_constants_are_the_closed_form_error():
     assert torch.allclose(model.rest[[50, 500]] ** 2, measured.mean(dim=1), rtol=0.03)
 
 
-@pytest.mark.parametrize("token_share", [1.0, 0.25])
-def test_training_learns_and_a_killed_run_resumes_to_the_same_weights(tmp_path, token_share):
+@pytest.mark.parametrize(("token_share", "stops"), [(1.0, (1, 25, 59, 60)), (0.25, (25,))])
+def test_training_learns_and_a_killed_run_resumes_to_the_same_steps_and_weights(tmp_path, token_share, stops):
     settings = LEARNS.model_copy(update={"token_share": token_share})
     whole, steps = trained(settings=settings)
     losses = [step.loss for step in steps]
     assert sum(losses[-20:]) < 0.75 * sum(losses[:20])
     assert [step.step for step in steps] == list(range(1, 61))
     assert max(step.lr for step in steps) == pytest.approx(3e-3) and steps[-1].lr < 1e-5
-    killed_after(25, tmp_path / "checkpoint.pt", settings)
-    assert torch.equal(trained(settings=settings, checkpoint=tmp_path / "checkpoint.pt")[0], whole)
-
-
-@pytest.mark.parametrize("stop_after", [1, 11, 12])
-def test_a_resumed_run_yields_the_steps_of_an_undisturbed_one(tmp_path, stop_after):
-    whole, whole_steps = trained()
-    killed_after(stop_after, tmp_path / "checkpoint.pt")
-    model = tiny(seed=99)  # whatever the weights are before, the checkpoint's count
-    steps = list(train(model, X0, SETTINGS, 0, checkpoint=tmp_path / "checkpoint.pt"))
-    assert torch.equal(weights(model), whole)
-    assert [(s.step, s.loss, s.lr) for s in steps] == [(s.step, s.loss, s.lr) for s in whole_steps]
+    for stop in stops:
+        killed_after(stop, checkpoint := tmp_path / f"{stop}.pt", settings)
+        model = tiny(seed=99)  # whatever the weights are before, the checkpoint's count
+        again = list(train(model, X0, settings, 0, checkpoint=checkpoint))
+        assert torch.equal(weights(model), whole)
+        assert [(s.step, s.loss, s.lr) for s in again] == [(s.step, s.loss, s.lr) for s in steps]
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"settings": LEARNS}, {"identity": "b"}, {}])
@@ -120,20 +110,13 @@ def test_a_foreign_or_damaged_checkpoint_is_not_trusted(tmp_path, change):
     assert torch.equal(found, expected), "started from the beginning"
 
 
-def test_the_preconditioned_network_learns_the_rest():
-    x0 = X0[:, :, :1, :1].expand(-1, -1, 4, 4).contiguous()  # all locations of an image are alike
-    model = preconditioned(x0=x0)
-    before = denoising_loss(model, x0, [50, 200], seed=0).mean()
-    list(train(model, x0, LEARNS, seed=0))
-    assert denoising_loss(model, x0, [50, 200], seed=0).mean() < 0.9 * before
-
-
 def test_the_schedule_is_that_of_diffusers():
     theirs = DDPMScheduler(num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear")
     assert torch.equal(alpha_bars(), theirs.alphas_cumprod)
 
 
 def test_same_seed_same_weights_whatever_the_global_state():
+    # diffusers would drop a tenth of the class labels in training mode, from the global random state.
     torch.manual_seed(1)
     first, _ = trained(seed=5)
     torch.manual_seed(2)
@@ -238,17 +221,40 @@ def test_bf16_on_the_cpu_is_close_to_fp32(monkeypatch):
     assert 0 < (wide - narrow).norm() < 0.05 * wide.norm() and narrow.dtype == torch.float32
 
 
-def test_diverging_training_says_so():
-    with pytest.raises(RunError, match="at step 1; lower lr"):
-        list(train(tiny(), torch.full_like(X0, torch.nan), SETTINGS, 0))
+IN_TWO = """
+import sys, torch
+from accelerate import Accelerator, debug_launcher
+from tests.core.test_diffusion import ADAMW, trained
+
+def work(out):
+    torch.set_num_threads(1)
+    accelerator = Accelerator(cpu=True)
+    found, steps = trained(settings=ADAMW, accelerator=accelerator)
+    if accelerator.is_main_process:
+        torch.save((found, [step.loss for step in steps], accelerator.num_processes), out)
+
+if __name__ == "__main__":
+    debug_launcher(work, (sys.argv[1],), num_processes=2)
+"""
 
 
-def test_device_names(monkeypatch):
-    assert diffusion.resolve_device("cpu").type == "cpu"
+def test_two_processes_learn_what_one_does_but_for_rounding(tmp_path, pytestconfig):
+    pytest.importorskip("accelerate")
+    (tmp_path / "work.py").write_text(IN_TWO)
+    environment = os.environ | {"PYTHONPATH": str(pytestconfig.rootpath)}
+    subprocess.run([sys.executable, tmp_path / "work.py", tmp_path / "two"], check=True, timeout=240, env=environment)
+    found, losses, n = torch.load(tmp_path / "two", weights_only=True)
+    expected, steps = trained(settings=ADAMW)
+    assert n == 2 and losses == pytest.approx([step.loss for step in steps], rel=1e-4)
+    assert torch.allclose(found, expected, atol=1e-3)
+
+
+def test_diverging_training_says_so(refused):
+    refused("at step 1; lower lr", next, train(tiny(), torch.full_like(X0, torch.nan), SETTINGS, 0), kind=RunError)
+
+
+def test_the_best_device_that_is_there_is_taken(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    assert diffusion.resolve_device("auto").type == "cpu"
-    with pytest.raises(ValueError, match="'cuda' is not available here; use one of: auto, cpu"):
-        diffusion.resolve_device("cuda")
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert diffusion.resolve_device("auto").type == "mps"
+    for there, expected in ((False, "cpu"), (True, "mps")):
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda there=there: there)
+        assert diffusion.resolve_device("auto").type == expected

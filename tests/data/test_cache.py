@@ -9,6 +9,8 @@ from irf_lib.data.cache import FeatureCache
 from irf_lib.data.images import load_images
 from irf_lib.networks.backbones import build_backbone
 
+BACKBONE = build_backbone("rgb", 4)
+
 
 @pytest.fixture
 def paths(tmp_path, photograph) -> list[Path]:
@@ -16,39 +18,34 @@ def paths(tmp_path, photograph) -> list[Path]:
     return sorted(photograph(tmp_path / "parts", 18).iterdir())
 
 
-@pytest.fixture
-def backbone():
-    return build_backbone("rgb", 4)
-
-
-def test_features_are_computed_once_and_in_order(tmp_path, paths, backbone):
-    expected = backbone(torch.from_numpy(load_images(paths, 32)))
+def test_features_are_computed_once_and_in_order(tmp_path, paths):
+    expected = BACKBONE(torch.from_numpy(load_images(paths, 32)))
     cache = FeatureCache(tmp_path / "cache")
-    assert torch.equal(cache(paths, backbone, 32), expected) and (cache.hits, cache.misses) == (0, 18)
-    assert torch.equal(cache(paths[::-1], backbone, 32), expected.flip(0)) and cache.hits == 18
+    assert torch.equal(cache(paths, BACKBONE, 32), expected) and (cache.hits, cache.misses) == (0, 18)
+    assert torch.equal(cache(paths[::-1], BACKBONE, 32), expected.flip(0)) and cache.hits == 18
     paths[0].rename(tmp_path / "renamed.png")
     again = FeatureCache(tmp_path / "cache")  # in another process
-    assert torch.equal(again([tmp_path / "renamed.png"], backbone, 32), expected[:1]) and again.hits == 1
-    assert again([], backbone, 32).shape == (0, backbone.channels, 4, 4)
+    assert torch.equal(again([tmp_path / "renamed.png"], BACKBONE, 32), expected[:1]) and again.hits == 1
+    assert again([], BACKBONE, 32).shape == (0, BACKBONE.channels, 4, 4)
 
 
-def test_other_bytes_sizes_and_weights_are_other_entries(tmp_path, paths, backbone, monkeypatch):
+def test_other_bytes_sizes_and_weights_are_other_entries(tmp_path, paths, monkeypatch):
     cache = FeatureCache(tmp_path / "cache")
-    cache(paths[:1], backbone, 32)
-    cache(paths[:1], backbone, 64)
+    cache(paths[:1], BACKBONE, 32)
+    cache(paths[:1], BACKBONE, 64)
     cache(paths[:1], build_backbone("rgb", 8), 32)
     with monkeypatch.context() as patch:
-        patch.setattr(backbone, "fingerprint", "of other weights")
-        cache(paths[:1], backbone, 32)
+        patch.setattr(BACKBONE, "fingerprint", "of other weights")
+        cache(paths[:1], BACKBONE, 32)
     paths[0].write_bytes(paths[1].read_bytes())
-    cache(paths[:1], backbone, 32)
+    cache(paths[:1], BACKBONE, 32)
     assert (cache.hits, cache.misses) == (0, 5)
 
 
-def test_a_damaged_entry_is_computed_again(tmp_path, paths, backbone):
+def test_a_damaged_entry_is_computed_again(tmp_path, paths):
     cache = FeatureCache(tmp_path / "cache")
-    expected = cache(paths[:1], backbone, 32)
+    expected = cache(paths[:1], BACKBONE, 32)
     (entry,) = (tmp_path / "cache").glob("*/*/*")
     entry.write_bytes(entry.read_bytes()[:-9])
-    assert torch.equal(cache(paths[:1], backbone, 32), expected) and (cache.hits, cache.misses) == (0, 2)
-    assert torch.equal(cache(paths[:1], backbone, 32), expected) and cache.hits == 1, "it was written again"
+    assert torch.equal(cache(paths[:1], BACKBONE, 32), expected) and (cache.hits, cache.misses) == (0, 2)
+    assert torch.equal(cache(paths[:1], BACKBONE, 32), expected) and cache.hits == 1, "it was written again"

@@ -81,6 +81,21 @@ def main():
     return run
 
 
+@pytest.fixture(scope="session")
+def sets() -> list[str]:
+    """The options of `fit` for a small network."""
+    given = "backbone=rgb image_size=32 feature_size=8 width=64 depth=1 steps=40 precision=fp32"
+    return [word for one in given.split() for word in ("--set", one)]
+
+
+@pytest.fixture(scope="session")
+def fitted(tmp_path_factory, main, sets, photograph) -> Path:
+    """A folder with 60 photographs, good/, and what `fit` made of them, model/; a test that changes it takes a copy."""
+    folder = tmp_path_factory.mktemp("fitted")
+    assert main("fit", photograph(folder / "good", 60), "--out", folder / "model", *sets) == 0
+    return folder
+
+
 @pytest.fixture
 def trainings(monkeypatch):
     """A list that grows by one with every training."""

@@ -11,20 +11,10 @@ from irf_lib.files import InputError
 from irf_lib.run import parts
 from irf_lib.run.results import Run
 
-TINY = ["backbone=rgb", "image_size=32", "feature_size=8", "width=64", "depth=1", "steps=40", "precision=fp32"]
-SETS = [word for one in TINY for word in ("--set", one)]
-
 
 @pytest.fixture
 def photographs(tmp_path, photograph):
     return lambda name, n, **more: photograph(tmp_path / name, n, **more)
-
-
-@pytest.fixture(scope="module")
-def fitted(tmp_path_factory, main, photograph):
-    folder = tmp_path_factory.mktemp("fitted")
-    assert main("fit", photograph(folder / "good", 60), "--out", folder / "model", *SETS) == 0
-    return folder
 
 
 @pytest.fixture
@@ -34,7 +24,7 @@ def model(fitted, tmp_path):
     return tmp_path / "model"
 
 
-def test_fit_and_score_by_their_exit_status(photographs, model, main, tmp_path, capsys):
+def test_fit_and_score_by_their_exit_status(photographs, model, main, sets, tmp_path, capsys):
     good, bad, out = photographs("new", 4, seed=1), photographs("bad", 4, seed=2, defect=True), tmp_path / "r"
     assert [path.name for path in model.iterdir()] == ["detector.safetensors"]
     assert main("score", model, bad, good, "--out", out, "--worst", 3) == 1, "something is flagged"
@@ -47,7 +37,7 @@ def test_fit_and_score_by_their_exit_status(photographs, model, main, tmp_path, 
     assert len(pd.read_csv(out / "scores.csv")) == 9
     (tmp_path / "file").write_text("")
     assert main("score", model, good, "--out", tmp_path / "file" / "r") == 2, "it cannot be written"
-    assert main("fit", photographs("few", 20), "--out", tmp_path / "m", *SETS) == 0
+    assert main("fit", photographs("few", 20), "--out", tmp_path / "m", *sets) == 0
     assert "warning: a false-alarm rate of 0.05 needs" in capsys.readouterr().err
     assert main("score", tmp_path / "m", bad, "--out", out) == 0, "it cannot flag"
     assert "nothing will be flagged" in capsys.readouterr().err
@@ -55,10 +45,10 @@ def test_fit_and_score_by_their_exit_status(photographs, model, main, tmp_path, 
     assert main("score", tmp_path / "m", bad, "--out", out, "--alpha", "0.1429") == 1, "as the warning says"
 
 
-def test_another_reading_or_alpha_trains_nothing(photographs, model, main, tmp_path, trainings, capsys):
+def test_another_reading_or_alpha_trains_nothing(photographs, model, main, sets, tmp_path, trainings, capsys):
     good, bad, out, seen = tmp_path / "good", photographs("bad", 4, seed=2, defect=True), tmp_path / "r", set()
     for words in ("", "--set t=300", "--alpha 0.1"):
-        assert main("fit", good, "--out", model, *SETS, *words.split()) == 0
+        assert main("fit", good, "--out", model, *sets, *words.split()) == 0
         assert main("score", model, bad, "--out", out) == 1
         facts = json.loads((out / "scores.json").read_text())
         seen.add((facts["threshold"], facts["alpha"]))
@@ -66,18 +56,18 @@ def test_another_reading_or_alpha_trains_nothing(photographs, model, main, tmp_p
     assert main("score", model, bad, "--out", out, "--alpha", 0.2) == 1
     assert json.loads((out / "scores.json").read_text())["alpha"] == 0.2
     before = (model / "detector.safetensors").stat().st_mtime_ns
-    assert main("fit", good, "--out", model, *SETS, "--alpha", 0.1) == 0
+    assert main("fit", good, "--out", model, *sets, "--alpha", 0.1) == 0
     assert (model / "detector.safetensors").stat().st_mtime_ns == before, "the same fit is not even written"
     capsys.readouterr()
-    assert main("fit", good, "--out", model, *SETS, "--set", "steps=9") == 2
+    assert main("fit", good, "--out", model, *sets, "--set", "steps=9") == 2
     assert "holds another model, or is damaged; take another folder or --force" in capsys.readouterr().err
-    assert main("fit", good, "--out", model, *SETS, "--set", "steps=9", "--force") == 0 and len(trainings) == 1
+    assert main("fit", good, "--out", model, *sets, "--set", "steps=9", "--force") == 0 and len(trainings) == 1
 
 
-def test_a_model_that_was_edited_is_refused(model, main, tmp_path, capsys):
+def test_a_model_that_was_edited_is_refused(model, main, sets, tmp_path, capsys):
     path, good = model / "detector.safetensors", tmp_path / "good"
     path.write_bytes(path.read_bytes().replace(b'\\"best_t\\": ', b'\\"best_t\\": 9'))
-    assert main("score", model, good, "--out", tmp_path / "r") == main("fit", good, "--out", model, *SETS) == 2
+    assert main("score", model, good, "--out", tmp_path / "r") == main("fit", good, "--out", model, *sets) == 2
     said = capsys.readouterr().err
     assert said.count("error: ") == said.count("detector.safetensors") == said.count("\n") == 2
     assert not (tmp_path / "r").exists()
@@ -118,8 +108,8 @@ def test_whatever_goes_wrong_while_scoring_is_not_exit_status_1(model, main, tmp
     assert "unforeseen" in capsys.readouterr().err
 
 
-def test_an_interrupted_fit_says_what_is_true(photographs, main, tmp_path, monkeypatch, capsys):
-    words = ("fit", photographs("good", 20), "--out", tmp_path / "m", *SETS)
+def test_an_interrupted_fit_says_what_is_true(photographs, main, sets, tmp_path, monkeypatch, capsys):
+    words = ("fit", photographs("good", 20), "--out", tmp_path / "m", *sets)
     with monkeypatch.context() as patch:
         patch.setattr("irf_lib.detector.Detector._normal", Mock(side_effect=KeyboardInterrupt))
         assert main(*words) == 130

@@ -50,8 +50,6 @@ def test_a_run_that_is_killed_ends_as_if_it_had_not_been(project, tiny):
         folder = project / "results/killed/parts" / name / "seed0"
         scores = pd.read_csv(folder / "image_scores.csv")
         assert scores.score.tolist() == pytest.approx(expected.scores.tolist(), rel=1e-6)
-        row = calm.row(calm.test_set(detector), "irf", expected)[0]
-        assert pd.read_csv(folder / "metrics.csv")["AUPRO"].tolist() == pytest.approx([row["AUPRO"]], rel=1e-6)
         assert vouched(folder / "metrics.csv") and vouched(folder / "image_scores.csv")
         assert {path.name for path in folder.iterdir()} == {
             "detector.safetensors", "metrics.csv", "image_scores.csv", "notebooks", "provenance", "logs"

@@ -5,7 +5,7 @@ import json
 import papermill
 import pytest
 
-from irf_lib.files import InputError, RunError
+from irf_lib.files import RunError
 from irf_lib.run.notebooks import execute, find_notebook, notebook_parameters
 
 PARAMETERS = 'a: int = 1\nb: float = 0.5\nc: str = ""\nd: bool = False\ne: list = []\nf: dict = {}\n'
@@ -32,18 +32,14 @@ def test_parameters_reach_the_notebook_and_it_runs_in_the_project(make, tmp_path
     assert str(tmp_path) not in json.dumps(saved), "the copy names no folder of this machine"
 
 
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [
+def test_what_is_wrong_is_said_before_a_kernel_starts(make, tmp_path, monkeypatch, refused):
+    monkeypatch.setattr(papermill, "execute_notebook", lambda *_, **__: pytest.fail("it was started"))
+    for given, words in (
         ({"g": 1}, "01_data has no parameter 'g'; there are a, b, c, d, e, f"),
         ({"a": True}, "parameter a must be int, got True"),
-        ({"f": [1]}, r"parameter f must be dict, got \[1\]"),
-    ],
-)
-def test_what_is_wrong_is_said_before_a_kernel_starts(make, tmp_path, monkeypatch, given, words):
-    monkeypatch.setattr(papermill, "execute_notebook", lambda *_, **__: pytest.fail("it was started"))
-    with pytest.raises(InputError, match=words):
-        execute(make("1"), tmp_path / "copy.ipynb", given, tmp_path)
+        ({"f": [1]}, "parameter f must be dict, got [1]"),
+    ):
+        refused(words, execute, make("1"), tmp_path / "copy.ipynb", given, tmp_path)
 
 
 def test_a_failing_cell_is_named_and_the_partial_copy_kept(make, tmp_path):
@@ -57,11 +53,10 @@ def test_a_failing_cell_is_named_and_the_partial_copy_kept(make, tmp_path):
         execute(make("import os\nos._exit(1)"), tmp_path / "copy.ipynb", {}, tmp_path)
 
 
-def test_a_notebook_is_found_by_number_name_or_path(make, tmp_path):
+def test_a_notebook_is_found_by_number_name_or_path(make, tmp_path, refused):
     path = make("1")
     assert find_notebook(tmp_path, "01") == find_notebook(tmp_path, "01_data") == path
     assert find_notebook(tmp_path, str(path)) == path
     assert notebook_parameters(path)["f"] == ("dict", {})
     for name in ("1", "02", "notebooks", "missing.ipynb"):
-        with pytest.raises(InputError, match=f"there is no notebook {name}; there are 01_data"):
-            find_notebook(tmp_path, name)
+        refused(f"there is no notebook {name}; there are 01_data", find_notebook, tmp_path, name)

@@ -9,22 +9,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from irf_lib import Settings
-from irf_lib.files import InputError
+from irf_lib import Detector
 from irf_lib.run import parts as own_parts
 
-TINY = {"backbone": "rgb", "image_size": 32, "feature_size": 8, "width": 64, "depth": 1, "steps": 40}
-
 
 @pytest.fixture(scope="module")
-def good(tmp_path_factory, photograph):
-    return photograph(tmp_path_factory.mktemp("parts") / "good", 60, seed=0)
-
-
-@pytest.fixture(scope="module")
-def detector(good):
-    images = own_parts.good_images(good)
-    return own_parts.fit_model(images, good.parent / "m.safetensors", Settings(**TINY), device="cpu", progress=None)
+def detector(fitted):
+    return Detector.load(fitted / "model" / "detector.safetensors", device="cpu")
 
 
 def inspect(detector, source, out, **more):
@@ -117,7 +108,8 @@ def test_an_image_that_cannot_be_read_or_drawn_stops_no_other(detector, tmp_path
     assert "01b.png: not a readable" in (tmp_path / "r" / "report.html").read_text()
 
 
-def test_which_images(good, tmp_path, monkeypatch, photograph):
+def test_which_images(fitted, tmp_path, monkeypatch, photograph, refused):
+    good = fitted / "good"
     monkeypatch.chdir(good)
     given = [good, good / "03.png", Path("04.png"), Path("../good/05.png")]
     assert own_parts.find_images(given) == sorted(good.glob("*.png")), "each once"
@@ -131,5 +123,4 @@ def test_which_images(good, tmp_path, monkeypatch, photograph):
     assert [path.relative_to(source).as_posix() for path in found] == ["00.png", "01.png", "linked/00.png"]
     (tmp_path / "empty").mkdir()
     for place, words in (("a.png", "no such file"), ("empty", "no image there"), ("in/notes.txt", "not an image")):
-        with pytest.raises(InputError, match=words):
-            own_parts.find_images([tmp_path / place])
+        refused(words, own_parts.find_images, [tmp_path / place])

@@ -7,10 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from irf_lib import metrics
 from irf_lib.conformal import Scores
-from irf_lib.files import InputError, file_sha256
+from irf_lib.files import file_sha256
 from irf_lib.run import provenance
 from irf_lib.run.presets import PRESETS
 from irf_lib.run.results import Run
@@ -42,36 +43,33 @@ OUTS = (".", "..", "irf_lib/run", "parts", "parts/bolt/out", ".git/x")
         ({"preset": "fast"}, "preset: Input should be 'quick', 'reference' or 'paper'"),
         ({"seed": True}, "seed: Input should be a valid integer"),
         ({"settings": {"t": 300}}, "wrong settings: t: Extra inputs"),
-        ({"settings": {"width": 32}}, "wrong settings: together: .*width"),
+        ({"settings": {"width": 32}}, "wrong settings: together: width"),
         ({"reading": {"t": True}}, "wrong reading: t: Input should be a valid integer"),
         ({"data": "nowhere"}, "nowhere: no such folder"),
-        *(({"out": out}, "is, holds or lies in .*choose another out") for out in OUTS),
+        *(({"out": out}, "is, holds or lies in choose another out") for out in OUTS),
     ],
 )
-def test_wrong_parameters_are_one_sentence_and_nothing_is_written(open_run, project, changes, words):
+def test_wrong_parameters_are_one_sentence_and_nothing_is_written(open_run, project, refused, changes, words):
     before = sorted(project.rglob("*"))
-    with pytest.raises(InputError, match=words) as error:
-        open_run(**changes)
-    assert "\n" not in str(error.value) and sorted(project.rglob("*")) == before
+    refused(words, lambda: open_run(**changes))
+    assert sorted(project.rglob("*")) == before
 
 
-def test_a_folder_holds_one_preset_and_one_settings_but_any_reading(open_run, tiny):
+def test_a_folder_holds_one_preset_and_one_settings_but_any_reading(open_run, tiny, refused):
     first = open_run()
     assert open_run(reading={"t": 300}).reading.t == 300
     for changes, words in (
         ({"preset": "reference"}, "preset: 'quick' there, 'reference' now"),
-        ({"settings": tiny | {"steps": 13, "lr": 0.1}}, "steps: 12 there, 13 now; lr: .* there, 0.1 now"),
+        ({"settings": tiny | {"steps": 13, "lr": 0.1}}, "steps: 12 there, 13 now; lr: 0.1 now"),
     ):
-        with pytest.raises(InputError, match=f"holds results of other settings .*{words}.*choose another out"):
-            open_run(**changes)
+        refused(f"holds results of other settings {words} choose another out", lambda given=changes: open_run(**given))
     gathering = Run.open("15_results", preset="quick", out="results/mine")
     assert gathering.settings.steps == 12 and gathering.folder == gathering.top, "it works with the folder's"
     new = Run.open("15_results", preset="quick", out="results/new")
     assert new.settings.steps == PRESETS["quick"].settings["steps"] and not new.top.exists(), "and binds nothing"
     (first.top / "run.json").unlink()
     second = open_run(settings=tiny | {"steps": 13})
-    with pytest.raises(InputError, match="steps: 13 there, 12 now"):
-        first.finish()  # of two that started at once
+    refused("steps: 13 there, 12 now", first.finish)  # of two that started at once
     second.finish()
 
 
@@ -126,7 +124,7 @@ def test_a_unified_detector_has_held_out_images_of_each_category(open_run):
     assert row["method"] == "irf:unified" and row["category"] == "nut"
 
 
-def test_a_row_is_what_the_metrics_say(open_run, project):
+def test_a_row_is_what_the_metrics_say(open_run, project, refused):
     run = open_run()
     test = run.test_set(run.detector(progress=False))
     nll = torch.arange(8 * 16.0).reshape(8, 4, 4)
@@ -143,11 +141,10 @@ def test_a_row_is_what_the_metrics_say(open_run, project):
     assert run.row(test, "rival:x", nll)[2].score.tolist() == [16 * i + 10.5 for i in range(8)], "top10"
     for folder in ("test/hole", "ground_truth"):
         shutil.rmtree(project / "parts/bolt" / folder)
-    with pytest.raises(InputError, match="no good and anomalous test images"):
-        open_run().test_set(open_run().detector(progress=False))
+    refused("no good and anomalous test images", open_run().test_set, open_run().detector(progress=False))
 
 
-def test_tables_are_gathered_from_finished_notebooks(open_run, capsys):
+def test_tables_are_gathered_from_finished_notebooks(open_run, capsys, refused):
     runs = [open_run(category=name, seed=seed) for name in ("nut", "bolt") for seed in (0, 1)]
     for run in runs:
         scored(run)
@@ -160,17 +157,14 @@ def test_tables_are_gathered_from_finished_notebooks(open_run, capsys):
     runs[0].save_table(table, "metrics.csv")
     assert len(gathering.gather("metrics.csv")) == 3, "written, and not finished"
     assert "left out, their notebook did not get to its end: results/mine/parts/nut/seed0" in capsys.readouterr().out
-    with pytest.raises(InputError, match="holds no finished claims.csv"):
-        gathering.gather("claims.csv")
+    refused("holds no finished claims.csv", gathering.gather, "claims.csv")
     scored(open_run(seed=2, reading={"t": 300}))
-    with pytest.raises(InputError, match="different readings.*auto.*300.*make all by one"):
-        gathering.gather("metrics.csv")
+    refused("different readings auto 300 make all by one", gathering.gather, "metrics.csv")
 
 
-def test_provenance_vouches_for_every_file(open_run):
+def test_provenance_vouches_for_every_file(open_run, refused):
     run = open_run(own={"alpha": 0.1})
-    with pytest.raises(InputError, match="metrics.csv is missing: run the notebook"):
-        run.read_table("metrics.csv")
+    refused("metrics.csv is missing: run the notebook", run.read_table, "metrics.csv")
     scored(run)
     made = json.loads((run.folder / "provenance" / "05_score_and_detect.json").read_text())
     assert set(made["files"]) == {"detector.safetensors", "metrics.csv"}
@@ -180,15 +174,11 @@ def test_provenance_vouches_for_every_file(open_run):
     assert set(made["data_sha256"]) == {"bolt"} and made["wall_s"] > 0
     assert provenance.vouched(run.folder / "metrics.csv") == made and len(run.read_table("metrics.csv")) == 1
     (run.folder / "metrics.csv").write_text("edited")
-    with pytest.raises(InputError, match="is not what its notebook finished"):
-        run.read_table("metrics.csv")
+    refused("is not what its notebook finished", run.read_table, "metrics.csv")
 
 
 def test_files(open_run):
-    import matplotlib.pyplot as plt
-
-    run = open_run()
-    figure, _ = plt.subplots(figsize=(1, 1))
+    run, figure = open_run(), Figure(figsize=(1, 1))
     run.save_figure(figure, "a")
     run.save_table(pd.DataFrame({"category": ["01"]}), "d.csv")
     run.finish()

@@ -67,16 +67,9 @@ def test_several_data_sets_categories_and_seeds_in_one_run(project, run, write):
         assert f"results/mine/{place}.json" in said
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"sees": [0]}, "there is no setting sees; there are run, preset, data"),
-        ({"data": [{"folder": "parts", "categories": ["screw"]}]}, "no category 'screw'"),
-    ],
-)
-def test_a_wrong_yaml_is_one_sentence(run, write, changes, words):
-    status, said = run(write(**changes), "-n")
-    assert status == 1 and words in said
+def test_a_wrong_yaml_is_one_sentence(run, write):
+    status, said = run(write(sees=[0]), "-n")
+    assert status == 1 and "there is no setting sees; there are run, preset, data" in said
 
 
 def test_a_failed_category_leaves_the_others_and_the_same_command_resumes(project, run, write):

@@ -20,14 +20,5 @@ def test_only_the_masked_pixels_change(kind):
     assert (changed == masks).all() and masks.any(axis=(1, 2)).all()
     share = masks.mean(axis=(1, 2))
     assert (share < 0.05).all() and (share > 0.0004).all()
-
-
-@pytest.mark.parametrize("kind", ["scar", "stain"])
-def test_draws_belong_to_the_image(kind):
-    images = np.random.default_rng(0).random((4, 3, 32, 32), dtype=np.float32)
-    before = images.copy()
-    all_four, _ = SPOIL[kind](images, seed=1)
-    first_two, _ = SPOIL[kind](images[:2], seed=1)
-    assert (all_four[:2] == first_two).all()
-    assert (all_four != SPOIL[kind](images, seed=2)[0]).any()
-    assert (images == before).all(), "the originals stay as they are"
+    assert (copies[:2] == SPOIL[kind](images[:2], seed=1)[0]).all(), "draws belong to the image"
+    assert (copies != SPOIL[kind](images, seed=2)[0]).any()

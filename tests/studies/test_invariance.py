@@ -34,13 +34,7 @@ def test_spearman_matrix_equals_scipy():
         for j in range(3):
             assert value[i, j] == pytest.approx(stats.spearmanr(scores[i], scores[j]).statistic)
     assert (low <= value + 1e-12).all() and (value <= high + 1e-12).all() and np.diagonal(low) == pytest.approx(1)
-
-
-def test_a_rank_correlation_survives_a_monotone_change():
-    score = np.random.default_rng(3).random(20)
-    value, low, _ = invariance.spearman_matrix(np.stack([score, np.exp(9 * score), -score]), seed=0)
-    assert value[0] == pytest.approx([1, 1, -1]) and low[0, 1] == pytest.approx(1)
-    _, low, high = invariance.spearman_matrix(np.stack([score, np.ones(20)]), seed=0)
+    _, low, high = invariance.spearman_matrix(np.stack([scores[0], np.ones(30)]), seed=0)
     assert np.isnan(low).all() and np.isnan(high).all(), "nothing to rank"
 
 

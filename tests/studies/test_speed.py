@@ -5,7 +5,6 @@ import pandas as pd
 import pytest
 import torch
 
-from irf_lib.files import InputError
 from irf_lib.studies import speed
 
 CPU = torch.device("cpu")
@@ -24,7 +23,7 @@ def table(**columns):
     return pd.DataFrame(rows, columns=["name", "batch", "round", "ms"])
 
 
-def test_a_ratio_is_taken_inside_a_round():
+def test_a_ratio_is_taken_inside_a_round(refused):
     # The machine gets ten times slower on the way: medians of each name would still give 2, but with no interval.
     slower = np.linspace(1, 10, 25)
     rounds = table(floor=slower, score=2 * slower)
@@ -32,8 +31,7 @@ def test_a_ratio_is_taken_inside_a_round():
     noisy = table(floor=slower, score=slower * np.random.default_rng(0).normal(2, 0.2, 25))
     value, low, high = speed.ratio(noisy, "score", "floor", 1)
     assert 1.7 < low < value < high < 2.3
-    with pytest.raises(InputError, match="same round at batch 8"):
-        speed.ratio(rounds, "score", "floor", 8)
+    refused("same round at batch 8", speed.ratio, rounds, "score", "floor", 8)
 
 
 def test_summary_of_rounds():
