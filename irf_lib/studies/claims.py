@@ -11,7 +11,7 @@ VERDICTS = ("holds", "holds under a stated condition", "does not hold", "undecid
 CLAIM_COLUMNS = ("claim", "statement", "evidence", "verdict", "interval", "n", "dataset", "unified", "notebook")
 WRITTEN_BY = {"toy": "02_toy_ddpm", "normality": "07_normality", "summary": "09_rivals", "benchmark_rounds": "12_speed",
               "timestep_invariance": "06_timestep_invariance", "timestep_scores": "06_timestep_invariance",
-              "timestep_choice": "06_timestep_invariance"}  # fmt: skip
+              "timestep_choice": "06_timestep_invariance", "steps": "09_rivals"}  # fmt: skip
 
 
 class Claims:

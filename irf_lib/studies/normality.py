@@ -28,7 +28,7 @@ _JUDGED = {
     "sd": (1.0, 0.1, "too narrow", "too wide"),
     "skew": (0.0, 0.2, "skewed left", "skewed right"),
     "excess_kurtosis": (0.0, 0.5, "light tails", "heavy tails"),
-    "w2": (0.0, 0.15, "", "far from N(0, 1)"),
+    "w2": (0.0, 0.15, "", "far from the standard normal"),
     "norm_mean": (1.0, 0.1, "short vectors", "long vectors"),
     "norm_dispersion": (1.0, 0.5, "norms too even", "norms uneven"),
     "autocorrelation": (0.0, 0.1, "neighbours opposed", "not white"),

@@ -21,7 +21,7 @@ def averaged(fields):
 SPOILT = {  # signatures: what is done to a Gaussian field
     (): lambda fields: fields,
     ("shifted up",): lambda fields: fields + 0.1,
-    ("too wide", "far from N(0, 1)", "long vectors"): lambda fields: 2 * fields,
+    ("too wide", "far from the standard normal", "long vectors"): lambda fields: 2 * fields,
     ("heavy tails",): lambda fields: fields * np.sqrt(3 / np.random.default_rng(1).chisquare(5, fields.shape)),
     ("norms too even",): lambda fields: fields / np.linalg.norm(fields, axis=1, keepdims=True) * 4,
     ("skewed right",): lambda fields: fields + 0.5 * (fields**2 - 1),
