@@ -4,6 +4,7 @@ The axes are kept from one view to the next, because new ones would take as long
 
 from __future__ import annotations
 
+import base64
 import io
 import time
 
@@ -51,7 +52,7 @@ class Explorer:
             self.figure.colorbar(drawn, ax=axis, fraction=0.046).ax.tick_params(labelsize=6)
 
     def _repr_mimebundle_(self, **_) -> dict:
-        return self.widget._repr_mimebundle_() | {"image/png": self.screen.value}
+        return self.widget._repr_mimebundle_() | {"image/png": base64.b64encode(self.screen.value).decode()}
 
     def _moved(self, _) -> None:
         self.look(**{name: control.value for name, control in self.controls.items()})
