@@ -64,7 +64,7 @@ def test_the_gathered_tables_keep_their_columns(run):
         ours, theirs = (
             pd.read_csv(folder / f"{name}.csv", nrows=0) for folder in (run, ROOT / "results" / "reference")
         )
-        assert list(ours) == list(theirs), name
+        assert list(ours)[: len(theirs.columns)] == list(theirs), name  # new ones stand behind them
     metrics = pd.read_csv(run / "metrics.csv")
     assert {"irf", "irf:untrained", "gaussian", "knn", "invad3", "reconstruct5", "dte"} <= set(metrics.method)
 
