@@ -228,7 +228,7 @@ class Detector(SavedAsOneFile):
         start, key = 0, (reading.t, dtype, self.device)
         for x0 in batches:
             if fields is None:
-                if key not in self._folded:  # only the last few are kept: one takes gigabytes at the paper's size
+                if key not in self._folded:  # the last few are kept: one in bf16 takes gigabytes at the paper's size
                     kept = list(self._folded.items())[-3:]
                     self._folded = dict(kept) | {key: fold(self.denoiser, reading.t, dtype)}
                 noise = self._noise(reading, x0)

@@ -83,7 +83,7 @@ def test_the_house_is_thin():
     assert lines((ROOT / "irf_lib").glob("*.py")) <= 1_700
     assert lines(MODULES.values()) <= 5_152  # lower this with every change; the aim is 5,000
     assert not [name for name, path in MODULES.items() if lines([path]) > 350]
-    assert lines((ROOT / "tests").rglob("*.py")) <= 4_015
+    assert lines((ROOT / "tests").rglob("*.py")) <= 4_011
     trees = [ast.walk(ast.parse(path.read_text())) for path in MODULES.values()]
     assert sum(isinstance(node, ast.ExceptHandler) for nodes in trees for node in nodes) <= 25
 

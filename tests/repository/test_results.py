@@ -1,4 +1,4 @@
-"""`make check`: the committed results are what one clean commit made, and the README's tables are theirs."""
+"""`make check`: the committed results are what one clean commit made. (test_repository holds the README to them.)"""
 
 import runpy
 from pathlib import Path
@@ -14,7 +14,7 @@ PUBLISH = runpy.run_path(str(ROOT / "workflow" / "publish.py"))
 TABLES = (".csv", ".md", ".gz")  # of what a notebook leaves, figures and arrays need not all be committed
 
 
-def faults(results: Path, readme: str) -> list[str]:
+def faults(results: Path) -> list[str]:
     """What is wrong with committed results, a sentence each."""
     said, commits = [], set()
     listed = {results / "run.json"}
@@ -40,15 +40,13 @@ def faults(results: Path, readme: str) -> list[str]:
     size = sum(path.stat().st_size for path in files)
     if len(files) > 150 or size > 12e6:
         said.append(f"{len(files)} files of {size / 1e6:.1f} MB; 150 of 12 MB are allowed")
-    if readme != PUBLISH["filled"](readme, results):
-        said.append("the README's tables are not those of the CSV files; workflow/publish.py fills them")
     return said
 
 
-def test_the_committed_results_are_of_one_clean_commit_and_the_readme_shows_them():
+def test_the_committed_results_are_of_one_clean_commit():
     if not (REFERENCE / "provenance").is_dir():
         pytest.skip("results/reference has no provenance folder: it is of the layout before this one")
-    assert not faults(REFERENCE, (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert not faults(REFERENCE)
 
 
 def test_results_that_were_changed_are_named(tmp_path):
@@ -64,15 +62,13 @@ def test_results_that_were_changed_are_named(tmp_path):
         write_json(folder / "provenance" / f"{stage}.json", made)
     (run / "shop/nut/seed0/detector.safetensors").touch()
     PUBLISH["publish"](run, results)
-    marked = "<!-- table: metrics.csv; method, value; value > 0 -->\n{}\n<!-- end of table -->\n"
-    readme = PUBLISH["filled"](marked.format(""), results)
-    assert "| irf      |   0.500 |" in readme and faults(results, readme) == []
+    assert faults(results) == []
     (results / "metrics.csv").write_text((results / "metrics.csv").read_text().replace("0.5", "0.6"))
     (results / "more.csv").touch()
     (results / "shop/nut/seed0/field.csv").unlink()
     path = results / "provenance/15_results.json"
     write_json(path, read_json(path) | {"dirty": True})
-    said = "\n".join(faults(results, readme))
-    for words in ("metrics.csv is not what 15_results left", "more.csv was left by no notebook", "the README's tables",
+    said = "\n".join(faults(results))
+    for words in ("metrics.csv is not what 15_results left", "more.csv was left by no notebook",
                   "field.csv of 04_x is missing", "not of one clean commit"):  # fmt: skip
         assert words in said
