@@ -78,7 +78,7 @@ class TrainSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    steps: int = Field(1000, ge=1)  # optimiser steps
+    steps: int = Field(400, ge=1)  # optimiser steps
     epochs: int = Field(0, ge=0)  # if not 0, replaces steps: passes over the images
     batch_size: int = Field(16, ge=1)  # images a step, drawn with replacement
     optimizer: Literal["muon", "adamw"] = "muon"  # muon: for a DiT's hidden matrices, AdamW for all the rest
