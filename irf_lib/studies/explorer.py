@@ -80,7 +80,7 @@ class Explorer:
     def _draw_pictures(self, index: int, norm: np.ndarray, heat: np.ndarray, reading: Reading) -> None:
         """Image, field and map; each map has colour limits of its own, since readings differ in scale."""
         pictures = self.pictures[index].transpose(1, 2, 0).clip(0, 1), norm, heat
-        titles = self.test.names[index], f"length of the field, t = {reading.t}", f"map (nats), {reading.density}"
+        titles = self.test.names[index], f"length of field, t = {reading.t}", f"map (nats), {reading.density} density"
         for drawn, values, title in zip(self._drawn, pictures, titles, strict=True):
             height, width = values.shape[:2]
             drawn.set(data=values, clim=(values.min(), values.max()), extent=(-0.5, width - 0.5, height - 0.5, -0.5))
@@ -96,8 +96,7 @@ class Explorer:
         axis.hist(good, 15, color=GOOD, alpha=0.6, label=f"held-out good ({len(good)})")
         # A score far out would squeeze the good images into one line: from four times their range on it is at the edge.
         reach = good.min() + 4 * (np.ptp(good) or 1.0)
-        label = f"this image, p = {seen.p_values[0]:.3f}"
-        axis.axvline(min(score, reach), ymax=0.68, color=ANOMALOUS, lw=2, label=label)
+        axis.axvline(min(score, reach), ymax=0.68, color=ANOMALOUS, lw=2, label=f"image, p = {seen.p_values[0]:.3f}")
         if np.isfinite(threshold):
             axis.axvline(threshold, ymax=0.68, color="black", lw=1, ls="--", label=f"threshold {threshold:.0f}")
         axis.set_title(f"score {score:.0f} nats: {verdict}", fontsize=7)
