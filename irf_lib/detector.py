@@ -28,7 +28,7 @@ from .conformal import Scores, calibration_split, near_duplicates
 from .data.images import Images, checked_images, load_images
 from .diffusion import TrainStep, alpha_bars, denoising_loss, resolve_device, train
 from .files import InputError
-from .irf import Denoiser, inverse_residual_field, network_input, predicted_x0
+from .irf import Denoiser, inverse_residual_field, network_input
 from .networks.backbones import build_backbone, channel_statistics
 from .networks.denoisers import Preconditioned, build_denoiser, gaussian_optimum
 from .networks.fast import fold
@@ -236,11 +236,7 @@ class Detector(SavedAsOneFile):
             else:
                 field = fields[start : start + len(x0)].to(self.device)
                 start += len(x0)
-            nll = None
-            if density is not None:
-                estimate = self.denoised(x0, field, reading) if density.reads_estimate else None
-                nll = density.to(self.device).nll(field, estimate)
-            yield field, nll
+            yield field, None if density is None else density.to(self.device).nll(field)
 
     def _noise(self, reading: Reading, x0: Tensor) -> Tensor | None:
         if reading.input != "noised":
@@ -256,11 +252,6 @@ class Detector(SavedAsOneFile):
         """What the network is shown for features ``x0``: the features themselves, scaled, or noised."""
         reading = self.resolved(reading)
         return network_input(x0, reading.t, self.abar.to(x0.device), reading.input, self._noise(reading, x0))
-
-    def denoised(self, x0: Tensor, fields: Tensor, reading: Reading | None = None) -> Tensor:
-        """The network's denoised estimate of ``x0`` that belongs to its ``fields``; it costs no further evaluation."""
-        reading = self.resolved(reading)
-        return predicted_x0(self.network_input(x0, reading), fields, self.abar[reading.t].to(x0.device))
 
     def fields(self, x0: Tensor, reading: Reading | None = None) -> Tensor:
         """The inverse residual field of features ``x0``, (N, C, s, s) on the CPU: one evaluation per image."""
@@ -310,8 +301,7 @@ class Detector(SavedAsOneFile):
             if self._good_fields[0] != place:
                 self._good_fields = place, (self.fields(fit_x0, reading), self.fields(held_out_x0, reading))
             fields, held_out = self._good_fields[1]
-            kind = density_class(reading.density)
-            density = kind.fit(fields, self.denoised(fit_x0, fields, reading) if kind.reads_estimate else None)
+            density = density_class(reading.density).fit(fields)
             found = self._stages(self._x0(held_out_x0), reading, density, held_out)
             self._fitted[key] = density, torch.cat([nll.cpu() for _, nll in found])
         return self._fitted[key]

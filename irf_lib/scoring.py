@@ -3,15 +3,14 @@
 Fields are (N, C, s, s). A density gives the negative log-likelihood (nll, in nats) of the C-vector at each location,
 (N, s, s); high means anomalous. Nothing here ever sees a test set's statistics.
 
-Every density is fitted by ``fit(fields, estimate)`` and read by ``nll(fields, estimate)``, where ``estimate`` (N, C, s,
-s) is the network's denoised estimate that belongs to the fields. Only :class:`LocalScaleGaussian` looks at it, as its
-``reads_estimate`` says. A new density is one class like these, which may be passed in place of a name.
+Every density is fitted by ``fit(fields)`` and read by ``nll(fields)``. A new density is one class like these, which may
+be passed in place of a name.
 """
 
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +27,6 @@ def location_vectors(fields: Tensor) -> Tensor:
 class Density(nn.Module):
     """Base: what ``fit`` learnt are buffers; ``nll`` gives -log density at each location, (N, C, s, s) -> (N, s, s)."""
 
-    reads_estimate: ClassVar[bool] = False
-
     def __init__(self, **buffers: Tensor):
         super().__init__()
         for name, value in buffers.items():
@@ -40,10 +37,10 @@ class StandardNormal(Density):
     """N(0, I): what the forward process's noise is, and what an ideal noise estimate of normal data would be."""
 
     @classmethod
-    def fit(cls, fields: Tensor, estimate: Tensor | None = None, shrinkage: float = 0.0) -> Self:
+    def fit(cls, fields: Tensor, shrinkage: float = 0.0) -> Self:
         return cls()
 
-    def nll(self, fields: Tensor, estimate: Tensor | None = None) -> Tensor:
+    def nll(self, fields: Tensor) -> Tensor:
         """-log N(z; 0, I) = (|z|^2 + C log 2 pi) / 2 at each location."""
         return 0.5 * (fields.square().sum(dim=1) + fields.shape[1] * LOG_2PI)
 
@@ -52,11 +49,11 @@ class DiagonalGaussian(Density):
     """N(mu, diag(var)), one for all locations. ``mean`` and ``var``: (1, C, 1, 1)."""
 
     @classmethod
-    def fit(cls, fields: Tensor, estimate: Tensor | None = None, shrinkage: float = 1e-3) -> Self:
+    def fit(cls, fields: Tensor, shrinkage: float = 1e-3) -> Self:
         var, mean = torch.var_mean(fields, dim=(0, 2, 3), keepdim=True)
         return cls(mean=mean, var=_shrunk_variance(var, shrinkage))
 
-    def nll(self, fields: Tensor, estimate: Tensor | None = None) -> Tensor:
+    def nll(self, fields: Tensor) -> Tensor:
         return 0.5 * ((fields - self.mean).square() / self.var + self.var.log() + LOG_2PI).sum(dim=1)
 
 
@@ -68,7 +65,7 @@ class LocationGaussian(DiagonalGaussian):
     """
 
     @classmethod
-    def fit(cls, fields: Tensor, estimate: Tensor | None = None, shrinkage: float = 0.1) -> Self:
+    def fit(cls, fields: Tensor, shrinkage: float = 0.1) -> Self:
         var, mean = torch.var_mean(fields, dim=0, keepdim=True, correction=0)
         pooled = var.mean(dim=(2, 3), keepdim=True)
         return cls(mean=mean, var=_shrunk_variance((1 - shrinkage) * var + shrinkage * pooled, 1e-3))
@@ -81,7 +78,7 @@ class FullGaussian(Density):
     """
 
     @classmethod
-    def fit(cls, fields: Tensor, estimate: Tensor | None = None, shrinkage: float = 1e-3) -> Self:
+    def fit(cls, fields: Tensor, shrinkage: float = 1e-3) -> Self:
         """S is shrunk towards its mean variance: (1 - shrinkage) S + shrinkage tr(S)/C I, in float64."""
         z = location_vectors(fields).double()
         mean = z.mean(dim=0)
@@ -99,65 +96,8 @@ class FullGaussian(Density):
         whitened = (location_vectors(fields) - self.mean) @ self.whitener.T  # (N s s, C)
         return whitened.square().sum(dim=1).view(fields.shape[0], *fields.shape[2:])
 
-    def nll(self, fields: Tensor, estimate: Tensor | None = None) -> Tensor:
+    def nll(self, fields: Tensor) -> Tensor:
         return 0.5 * (self.squared_distance(fields) + self.log_det + fields.shape[1] * LOG_2PI)
-
-
-class LocalScaleGaussian(FullGaussian):
-    """N(mu, v(h) S): a full covariance whose scale v depends on the content h of the location.
-
-    h is the network's denoised estimate there, so it comes from the same evaluation, and a defect that the network
-    removes does not raise its own allowance. log v is linear in h and h^2 (cut at 25): a heteroscedastic regression in
-    the manner of Harvey 1976 (Econometrica 44), here by ridge on the log squared distance, with v then scaled so that
-    the mean squared distance is C. ``weights`` (2 C,) and ``bias`` () give log v.
-    """
-
-    reads_estimate = True
-
-    @classmethod
-    def fit(cls, fields: Tensor, estimate: Tensor, shrinkage: float = 1e-3, ridge: float = 1e-3) -> Self:
-        """``ridge`` is relative to the variance of each regressor. The intercept is not penalised: a penalty on it
-        would make the score depend on the units of v."""
-        full = FullGaussian.fit(fields, shrinkage=shrinkage)
-        size = torch.finfo(fields.dtype).tiny
-        target = (full.squared_distance(fields) / fields.shape[1]).clamp_min(size).double().log()  # (N, s, s)
-        count, total, square, cross = 0, 0.0, 0.0, 0.0
-        for h, y in zip(estimate.split(32), target.split(32), strict=True):  # a few images at a time, in float64
-            a, y = _content(h).double(), y.flatten()
-            count, total, square, cross = count + len(a), total + a.sum(0), square + a.T @ a, cross + a.T @ y
-        centre, mean_y = total / count, target.mean()
-        cov = square / count - torch.outer(centre, centre)
-        sd = cov.diagonal().clamp_min(0).sqrt() + 1e-6
-        gram = cov / torch.outer(sd, sd) + ridge * torch.eye(len(sd), dtype=cov.dtype)
-        weights = torch.linalg.solve(gram, (cross / count - centre * mean_y) / sd) / sd
-        fitted = cls(
-            **dict(full.named_buffers()), weights=weights.to(fields), bias=(mean_y - centre @ weights).to(fields)
-        )
-        surplus = (target - fitted.log_scale(estimate)).exp().mean().log()
-        fitted.bias += surplus.to(fields)
-        return fitted
-
-    def log_scale(self, estimate: Tensor) -> Tensor:
-        """log v(h) at each location; (N, C, s, s) -> (N, s, s)."""
-        linear, quadratic = self.weights.split(estimate.shape[1])
-        vectors = location_vectors(estimate)
-        log_v = vectors @ linear + _square(vectors) @ quadratic + self.bias
-        return log_v.view(estimate.shape[0], *estimate.shape[2:])
-
-    def nll(self, fields: Tensor, estimate: Tensor) -> Tensor:
-        log_v, channels = self.log_scale(estimate), fields.shape[1]
-        squared = self.squared_distance(fields) / log_v.exp()
-        return 0.5 * (squared + channels * log_v + self.log_det + channels * LOG_2PI)
-
-
-def _content(estimate: Tensor) -> Tensor:
-    vectors = location_vectors(estimate)
-    return torch.cat([vectors, _square(vectors)], dim=1)
-
-
-def _square(vectors: Tensor) -> Tensor:
-    # Squares grow without bound on an image that is unlike any good part; 25 is five standard deviations.
-    return vectors.square().clamp_(max=25)
 
 
 def _shrunk_variance(var: Tensor, shrinkage: float) -> Tensor:
@@ -171,7 +111,6 @@ DENSITIES: dict[str, type[Density]] = {
     "diagonal": DiagonalGaussian,
     "full": FullGaussian,
     "location": LocationGaussian,
-    "local": LocalScaleGaussian,
 }
 
 
