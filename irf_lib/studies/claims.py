@@ -47,6 +47,12 @@ class Claims:
         return rows[rows.index == claim]
 
 
+def counted(**numbers: int) -> str:
+    """The n of a claim: counted(categories=3, seeds=1) is "3 categories, 1 seed"."""
+    one = {"categories": "category", "seeds": "seed", "detectors": "detector"}
+    return ", ".join(f"{n} {one[name] if n == 1 else name}" for name, n in numbers.items())
+
+
 def per_model(
     tables: Mapping[str, pd.DataFrame], *names: str, by: Sequence[str] = ("dataset", "unified")
 ) -> Iterator[tuple[dict[str, Any], *tuple[pd.DataFrame, ...]]]:
@@ -64,6 +70,6 @@ def per_model(
             parts = [tables[name][(tables[name][wanted.index] == wanted).all(axis=1)] for name in names]
             detectors = parts[0].groupby(["category", "seed"]).ngroups if {"category", "seed"} <= {*parts[0]} else 0
             if all(len(part) for part in parts):
-                n, beside = f"{detectors} detectors" if detectors else "", how if i else ""
+                n, beside = counted(detectors=detectors) if detectors else "", how if i else ""
                 where = {"dataset": "-", "unified": False, "notebook": WRITTEN_BY[names[0]], "n": n, "beside": beside}
                 yield where | key, *parts
