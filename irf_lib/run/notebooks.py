@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..files import InputError, RunError, one_line, printable, read_json
+from ..files import InputError, RunError, one_line, printable, read_json, write_json
 
 TYPES = {"int": int, "float": (int, float), "str": str, "bool": bool, "list": list, "dict": dict}
 
@@ -66,7 +66,12 @@ def execute(path: Path, out: Path, parameters: Mapping[str, Any], root: Path) ->
         with contextlib.chdir(root):  # papermill resolves paths against the working directory
             names = os.path.relpath(path), os.path.relpath(partial)  # executed copies name no folder of this machine
             papermill.execute_notebook(*names, dict(parameters), cwd=".", kernel_name="python3", **options)
-        os.replace(partial, out)
+        copy = read_json(partial)
+        for cell in copy["cells"]:  # a progress bar that has ended tells a reader nothing
+            bar = [one for one in cell.get("outputs", []) if "%|" in "".join(one.get("data", {}).get("text/plain", ""))]
+            cell.update({"outputs": [one for one in cell["outputs"] if one not in bar]} if bar else {})
+        write_json(out, copy)
+        partial.unlink()
     except (PapermillExecutionError, DeadKernelError, OSError) as error:
         if isinstance(error, PapermillExecutionError):
             said = f"failed in cell {error.exec_count}: {error.ename}: {error.evalue}"

@@ -45,11 +45,11 @@ class Explorer:
         # A layout engine that does nothing: without one, savefig works out the style's layout anew each time.
         fixed = PlaceHolderLayoutEngine(adjust_compatible=True, colorbar_gridspec=True)
         self.figure = Figure(figsize=(9.6, 2.7), layout=fixed)
-        self._axes = self.figure.subplots(1, 4, gridspec_kw={"width_ratios": [1, 1.15, 1.15, 1.2]})
-        self.figure.subplots_adjust(left=0.005, right=0.99, bottom=0.17, top=0.86, wspace=0.16)
+        self._axes = self.figure.subplots(1, 4, gridspec_kw={"width_ratios": [1, 1.1, 1.1, 1.1]})
+        self.figure.subplots_adjust(left=0.005, right=0.99, bottom=0.17, top=0.86, wspace=0.24)
         self._drawn = [show_image(axis, np.eye(2)) for axis in self._axes[:3]]
         for axis, drawn in zip(self._axes[1:3], self._drawn[1:], strict=True):
-            self.figure.colorbar(drawn, ax=axis, fraction=0.046).ax.tick_params(labelsize=6)
+            self.figure.colorbar(drawn, ax=axis, fraction=0.046)
 
     def _repr_mimebundle_(self, **_) -> dict:
         return self.widget._repr_mimebundle_() | {"image/png": base64.b64encode(self.screen.value).decode()}
@@ -80,11 +80,15 @@ class Explorer:
     def _draw_pictures(self, index: int, norm: np.ndarray, heat: np.ndarray, reading: Reading) -> None:
         """Image, field and map; each map has colour limits of its own, since readings differ in scale."""
         pictures = self.pictures[index].transpose(1, 2, 0).clip(0, 1), norm, heat
-        titles = self.test.names[index], f"length of field, t = {reading.t}", f"map (nats), {reading.density} density"
+        titles = (
+            self.test.names[index].replace("_", " "),
+            f"length of field, t = {reading.t}",
+            f"map (nats), {reading.density}",
+        )
         for drawn, values, title in zip(self._drawn, pictures, titles, strict=True):
             height, width = values.shape[:2]
             drawn.set(data=values, clim=(values.min(), values.max()), extent=(-0.5, width - 0.5, height - 0.5, -0.5))
-            drawn.axes.set_title(title, fontsize=7)
+            drawn.axes.set_title(title)
         for outline in list(self._axes[0].collections):
             outline.remove()
         if self.test.masks is not None and self.test.masks[index].any():
@@ -97,10 +101,11 @@ class Explorer:
         # A score far out would squeeze the good images into one line: from four times their range on it is at the edge.
         reach = good.min() + 4 * (np.ptp(good) or 1.0)
         axis.axvline(min(score, reach), ymax=0.68, color=ANOMALOUS, lw=2, label=f"image, p = {seen.p_values[0]:.3f}")
+        if score > reach:
+            axis.text(reach, axis.get_ylim()[1] / 2, f"{score:.0f} \N{RIGHTWARDS ARROW} ", ha="right", color=ANOMALOUS)
         if np.isfinite(threshold):
             axis.axvline(threshold, ymax=0.68, color="black", lw=1, ls="--", label=f"threshold {threshold:.0f}")
-        axis.set_title(f"score {score:.0f} nats: {verdict}", fontsize=7)
+        axis.set_title(f"score {score:.0f} nats: {verdict}")
         axis.set(ylim=(0, axis.get_ylim()[1] / 0.68), yticks=[])  # the legend stands above the bars
-        axis.set_xlabel("image score (nats)", fontsize=7)
-        axis.tick_params(labelsize=6)
-        axis.legend(fontsize=6, frameon=False, loc="upper center")
+        axis.set_xlabel("image score (nats)")
+        axis.legend(loc="upper center")

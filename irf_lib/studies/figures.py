@@ -31,18 +31,18 @@ def use_style() -> None:
     sns.set_theme(context="paper", style="ticks", palette="colorblind", rc={
         "pdf.fonttype": 42, "figure.dpi": 110, "figure.constrained_layout.use": True, "image.interpolation": "nearest",
         "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "image.cmap": "viridis",
-        **dict.fromkeys(("font.size", "axes.titlesize", "axes.labelsize", "xtick.labelsize", "ytick.labelsize",
-                         "legend.fontsize", "legend.title_fontsize", "figure.titlesize"), 7),
+        **dict.fromkeys(("font.size", "axes.titlesize", "axes.labelsize", "figure.titlesize", "figure.labelsize"), 8),
+        **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize", "legend.title_fontsize"), 7),
     })  # fmt: skip
 
 
-def show_image(axis: Axes, image: np.ndarray, mask: np.ndarray | None = None, title: str = "", size: float = 7):
+def show_image(axis: Axes, image: np.ndarray, mask: np.ndarray | None = None, title: str = ""):
     """A picture without axes: an image, or a map (h, w), and the outline of its mask. Returns what imshow does."""
     drawn = axis.imshow(image.transpose(1, 2, 0).clip(0, 1) if image.ndim == 3 else image)
     if mask is not None and mask.any():
         colour = OUTLINE if image.ndim == 3 else "white"
         axis.contour(mask, levels=[0.5], colors=[colour], linewidths=0.8)
-    axis.set_title(title, fontsize=size, pad=3)
+    axis.set_title(title, pad=3)
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
     return drawn
@@ -65,8 +65,8 @@ def image_grid(rows: Mapping[str, Sequence[tuple]], credit: str, width: float = 
             axis.axis("off")
         for axis, (title, image, mask) in zip(line, row, strict=False):
             show_image(axis, image, mask, title)
-        line[0].set_ylabel(name, fontsize=7)
-    figure.supxlabel(credit, fontsize=6, x=0.995, ha="right")
+        line[0].set_ylabel(name)
+    figure.supxlabel(credit, fontsize=7, x=0.995, ha="right")
     return figure
 
 
@@ -83,7 +83,7 @@ def _histogram(axis: Axes, good: np.ndarray, others: np.ndarray, labels: tuple[s
     if np.isfinite(threshold):
         axis.axvline(threshold, color="black", lw=1, ls="--", label="threshold")
     axis.set(xlabel="image score (nats)", yticks=[])
-    axis.legend(frameon=False, fontsize=6)
+    axis.legend()
 
 
 def score_densities(decisions: pd.DataFrame, thresholds: Mapping[str, float]) -> Figure:
@@ -118,12 +118,14 @@ def heat_overlay(picture: np.ndarray, heat: np.ndarray, limits: tuple[float, flo
 
 
 def panels_in_rows(n: int, height: float, columns: int = 9, **more) -> tuple[Figure, list[Axes]]:
-    """``n`` panels of ``height`` inches across a page, ``columns`` in a row."""
+    """``n`` panels of ``height`` inches across a page, ``columns`` in a row, with letters where there are several."""
     columns = min(columns, n)
     figure, axes = plt.subplots(-(-n // columns), columns, squeeze=False, layout="constrained", **more)
     figure.set_size_inches(WIDTH, height * len(axes))
     for axis in axes.flat[n:]:
         axis.axis("off")
+    for axis, letter in zip(axes.flat[:n], "abcdefghijklmnopqrstuvwxyz" * (n > 1), strict=False):
+        axis.set_title(letter, loc="left", weight="bold")
     return figure, list(axes.flat[:n])
 
 
@@ -134,7 +136,7 @@ def shared_legend(figure: Figure, columns: int = 4) -> Figure:
         handles |= dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
         if axis.get_legend():
             axis.get_legend().remove()
-    figure.legend(handles.values(), handles, loc="outside upper center", ncols=columns, fontsize=6)
+    figure.legend(handles.values(), handles, loc="outside upper center", ncols=columns)
     return figure
 
 
@@ -154,7 +156,7 @@ def difference_points(table: pd.DataFrame, label: str, n: Mapping[str, int]) -> 
         reach = [(part["diff"] - part.lo).clip(lower=0), (part.hi - part["diff"]).clip(lower=0)]
         axis.axvline(0, color="0.6", lw=0.8)
         axis.errorbar(part["diff"], part.method.map(names.index), xerr=reach, fmt="o", ms=3, lw=1, color=GOOD)
-        axis.set_yticks(range(len(names)), names, fontsize=7)
-        axis.set(title=f"{category} (n = {n[category]})")
-    figure.supxlabel(label, fontsize=8)
+        axis.set_yticks(range(len(names)), names)
+        axis.set(title=f"{category}\n(n = {n[category]})")
+    figure.supxlabel(label)
     return figure

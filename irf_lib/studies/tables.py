@@ -23,6 +23,7 @@ def summarise(metrics: pd.DataFrame, scores: pd.DataFrame, method: str = "irf") 
     ``metrics`` has the columns dataset, category, seed, method and METRICS; ``scores`` dataset, category, seed, method,
     image, anomalous, score and those of PULLS, one row a test image. Category ``mean`` is the mean over a data set's
     categories; with dataset ``-``, ``mean of development`` and ``mean of confirmation`` are over those of this role.
+    A method that lacks one of the categories has no mean, because it would be the mean of something else.
 
     ``diff`` is the mean of ``method`` minus the row's, over the categories and seeds that both have. Its 95 % bootstrap
     interval (lo, hi) and that of the mean draw test images within each category, and training seeds; for a difference
@@ -49,7 +50,9 @@ def summarise(metrics: pd.DataFrame, scores: pd.DataFrame, method: str = "irf") 
         pairs = [one - other for one, other in zip(ours, theirs, strict=False)]
         intervals.append((*_interval(pairs), *_interval(theirs)[1:]))
     table[["diff", "lo", "hi", "mean_lo", "mean_hi"]] = np.array(intervals)
-    return table.assign(n_categories=parts.map(len), role=every.role.first()).reset_index()
+    table = table.assign(n_categories=parts.map(len), role=every.role.first()).reset_index()
+    most = table.groupby([*GROUP, "metric"]).n_categories.transform("max")
+    return table[table.n_categories == most].reset_index(drop=True)
 
 
 def paired_difference(scores: pd.DataFrame, method: str, other: str) -> Interval:
