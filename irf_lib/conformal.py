@@ -4,8 +4,6 @@ If calibration and future good images are exchangeable, a good image is flagged 
 the scores' distribution and for every n (Vovk et al. 2005; Lei et al. 2018, Theorem 2.2).
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 import warnings

@@ -6,8 +6,6 @@ and take seconds. No thresholds are sampled and nothing is rescaled: a strictly 
 metric.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Mapping

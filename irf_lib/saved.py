@@ -1,7 +1,5 @@
 """A detector as one safetensors file, its settings as JSON in the header, under one hash."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self

@@ -7,8 +7,6 @@ Every density is fitted by ``fit(fields)`` and read by ``nll(fields)``. A new de
 be passed in place of a name.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Self
 

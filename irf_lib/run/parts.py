@@ -5,8 +5,6 @@ result = inspect(detector, find_images([Path("incoming")]), Path("report"))
 result.table            # one row per image, as in report/scores.csv
 """
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import io

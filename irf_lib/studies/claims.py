@@ -1,7 +1,5 @@
 """Verdicts on the paper's claims. The rules, with their limits, are cells of notebook 15; here a rule becomes a row."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 

@@ -5,8 +5,6 @@ Images are (3, H, W) float in [0, 1], masks (H, W) bool, maps (H, W) float. Tabl
 ``lo`` and ``hi`` are a number and its 95 % interval. A figure that one notebook draws stands in that notebook.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt

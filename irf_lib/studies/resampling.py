@@ -4,8 +4,6 @@ A resample is written as a vector of weights over the images, so that every stat
 images (means, moments, histograms, rank matrices) is resampled by one matrix product. Efron & Tibshirani 1993, Ch. 13.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

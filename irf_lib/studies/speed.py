@@ -4,8 +4,6 @@ Times on a shared machine are noisy, so nothing is compared across processes or 
 in turn, round after round, and a ratio is the median over rounds of the ratio inside one round.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 import platform
