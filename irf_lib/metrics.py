@@ -14,9 +14,8 @@ import numpy as np
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
-IMAGE_METRICS = ("I-AUROC", "I-AP", "I-F1max")
 PIXEL_METRICS = ("P-AUROC", "P-AP", "P-F1max", "AUPRO")
-METRICS = IMAGE_METRICS + PIXEL_METRICS
+METRICS = ("I-AUROC", "I-AP", "I-F1max", *PIXEL_METRICS)
 FPR_LIMIT = 0.3
 
 

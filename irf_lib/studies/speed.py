@@ -19,8 +19,6 @@ import torch
 from ..files import InputError
 from .resampling import Interval, percentile_interval
 
-TIMES = ["name", "batch", "n", "ms_median", "ms_p10", "ms_p90", "ratio_to_floor", "ratio_lo", "ratio_hi"]
-
 
 def interleaved(
     cases: dict[str, Callable[[], object]], batch: int, repeats: int, device: torch.device, warmup: int = 2
@@ -83,4 +81,5 @@ def summarise_rounds(rounds: pd.DataFrame, floor: str = "floor") -> pd.DataFrame
     for (name, batch), part in rounds.groupby(["name", "batch"], sort=False):
         found = ratio(rounds, name, floor, batch) if batch in floored else 3 * (np.nan,)
         rows.append((name, batch, len(part), *np.quantile(part.ms, [0.5, 0.1, 0.9]), *found))
-    return pd.DataFrame(rows, columns=TIMES)
+    columns = ["name", "batch", "n", "ms_median", "ms_p10", "ms_p90", "ratio_to_floor", "ratio_lo", "ratio_hi"]
+    return pd.DataFrame(rows, columns=columns)
