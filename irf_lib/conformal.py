@@ -4,8 +4,6 @@ If calibration and future good images are exchangeable, a good image is flagged 
 the scores' distribution and for every n (Vovk et al. 2005; Lei et al. 2018, Theorem 2.2).
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 import warnings
@@ -116,8 +114,7 @@ def images_needed(alpha: float, share: float = 0.1) -> tuple[int, int]:
     No threshold from n held-out images can promise less than 1 / (n + 1).
     """
     needed = math.ceil(1 / alpha - 1 - 1e-9)
-    start = min(3 * needed, 30) if needed <= 20 else max(3 * needed, math.floor((needed - 1) / share))
-    return needed, next(n for n in itertools.count(start) if _held_out(n, share) >= needed)
+    return needed, next(n for n in itertools.count(needed) if _held_out(n, share) >= needed)
 
 
 def conformal_threshold(calibration: np.ndarray, alpha: float) -> float:

@@ -33,7 +33,7 @@ from .networks.backbones import build_backbone, channel_statistics
 from .networks.denoisers import Preconditioned, build_denoiser, gaussian_optimum
 from .networks.fast import fold
 from .saved import SavedAsOneFile
-from .scoring import Density, anomaly_map, density_class, image_score
+from .scoring import DENSITIES, Density, anomaly_map, image_score
 from .settings import Reading, Settings
 
 if TYPE_CHECKING:
@@ -82,7 +82,6 @@ class Detector(SavedAsOneFile):
         self._folded: dict[tuple, Denoiser] = {}
         self._fitted: dict[tuple, tuple[Density, Tensor]] = {}
         self._good_fields: tuple = (None, None)
-        self._draw: Tensor | None = None
 
     @property
     def reading(self) -> Reading:
@@ -243,10 +242,8 @@ class Detector(SavedAsOneFile):
             return None
         # One fixed draw for every image that this detector ever sees: it cannot carry a label, whatever the order of
         # the images, and a score does not depend on the batch it was computed in.
-        if self._draw is None:
-            shape = 1, self.backbone.channels, self.backbone.size, self.backbone.size
-            self._draw = torch.randn(shape, generator=torch.Generator().manual_seed(self.seed))
-        return self._draw.to(x0.device)
+        shape = 1, self.backbone.channels, self.backbone.size, self.backbone.size
+        return torch.randn(shape, generator=torch.Generator().manual_seed(self.seed)).to(x0.device)
 
     def network_input(self, x0: Tensor, reading: Reading | None = None) -> Tensor:
         """What the network is shown for features ``x0``: the features themselves, scaled, or noised."""
@@ -301,7 +298,7 @@ class Detector(SavedAsOneFile):
             if self._good_fields[0] != place:
                 self._good_fields = place, (self.fields(fit_x0, reading), self.fields(held_out_x0, reading))
             fields, held_out = self._good_fields[1]
-            density = density_class(reading.density).fit(fields)
+            density = DENSITIES.get(reading.density, reading.density).fit(fields)
             found = self._stages(self._x0(held_out_x0), reading, density, held_out)
             self._fitted[key] = density, torch.cat([nll.cpu() for _, nll in found])
         return self._fitted[key]

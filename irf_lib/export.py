@@ -1,7 +1,5 @@
 """A fitted detector as one ONNX file: pixels in, verdicts out, with no Python and no irf_lib where it runs."""
 
-from __future__ import annotations
-
 import logging
 import warnings
 from importlib.util import find_spec

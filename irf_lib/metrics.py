@@ -6,8 +6,6 @@ and take seconds. No thresholds are sampled and nothing is rescaled: a strictly 
 metric.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Mapping
@@ -16,9 +14,8 @@ import numpy as np
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
-IMAGE_METRICS = ("I-AUROC", "I-AP", "I-F1max")
 PIXEL_METRICS = ("P-AUROC", "P-AP", "P-F1max", "AUPRO")
-METRICS = IMAGE_METRICS + PIXEL_METRICS
+METRICS = ("I-AUROC", "I-AP", "I-F1max", *PIXEL_METRICS)
 FPR_LIMIT = 0.3
 
 

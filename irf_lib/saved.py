@@ -1,7 +1,5 @@
 """A detector as one safetensors file, its settings as JSON in the header, under one hash."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
@@ -11,7 +9,7 @@ from torch import Tensor, nn
 
 from .diffusion import pack_history, unpack_history
 from .files import InputError, load_tensors, one_line, printable, save_tensors
-from .scoring import density_class
+from .scoring import DENSITIES
 from .settings import CUSTOM, Reading, Settings
 
 FORMAT = 3
@@ -28,10 +26,10 @@ class SavedAsOneFile(nn.Module):
         tensors |= {f"density.{name}": one for name, one in density.state_dict().items()}
         tensors |= {"held_out_nll": held_out, "history": pack_history(self.history)}
         tensors |= {name: torch.from_numpy(getattr(self, name)) for name in ("fit_index", "calibration_index")}
-        meta = {name: getattr(self, name) for name in ("best_t", "seed", "train_seconds", "extra")}
+        meta = {name: getattr(self, name) for name in ("best_t", "seed", "train_seconds")}
         meta |= {"format": FORMAT, "backbone_fingerprint": self.backbone.fingerprint}
         meta |= {"settings": self.settings.model_dump(), "reading": self.asked.model_dump()}
-        meta |= {} if extra is None else {"extra": extra}
+        meta["extra"] = self.extra if extra is None else extra
         return save_tensors(path, tensors, meta)
 
     @classmethod
@@ -73,5 +71,5 @@ class SavedAsOneFile(nn.Module):
         self.best_t, self.train_seconds, self.extra = (meta[name] for name in ("best_t", "train_seconds", "extra"))
         self.fit_index, self.calibration_index = (one.numpy() for one in indices)
         self.history = unpack_history(history)
-        fitted = density_class(self.reading.density)(**density)
+        fitted = DENSITIES.get(self.reading.density, self.reading.density)(**density)
         self._fitted[self.reading.t, self.reading.input, self.reading.density] = fitted, held_out

@@ -7,8 +7,6 @@ Every density is fitted by ``fit(fields)`` and read by ``nll(fields)``. A new de
 be passed in place of a name.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Self
 
@@ -112,11 +110,6 @@ DENSITIES: dict[str, type[Density]] = {
     "full": FullGaussian,
     "location": LocationGaussian,
 }
-
-
-def density_class(density: str | type[Density]) -> type[Density]:
-    """The class of a name in DENSITIES; a class is returned as it is."""
-    return DENSITIES[density] if isinstance(density, str) else density
 
 
 def anomaly_map(nll: Tensor, size: int) -> Tensor:

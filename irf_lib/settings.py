@@ -3,8 +3,6 @@
 Unknown names and wrong types are refused. An object of your own may stand in the place of a name.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal, Self
 
 import torch

@@ -25,7 +25,6 @@ class FeatureCache:
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)
-        self.hits = self.misses = 0  # counted in images
 
     @torch.no_grad()
     def __call__(
@@ -37,10 +36,11 @@ class FeatureCache:
         key = hashlib.sha256(f"{backbone.fingerprint} {image_size} {shape} {device.type} {code}".encode()).hexdigest()
         digests = [images.content_hash([path]) for path in paths]
         entries = [self.folder / key[:16] / digest[:2] / f"{digest}.safetensors" for digest in digests]
-        maps = [_read(entry) for entry in entries]
+        maps: list[Tensor | None] = [None] * len(entries)
+        for i, entry in enumerate(entries):
+            with suppress(InputError):  # absent or damaged: computed, and written
+                maps[i] = load_tensors(entry)[0]["features"]
         missing = [i for i, one in enumerate(maps) if one is None]
-        self.hits += len(paths) - len(missing)
-        self.misses += len(missing)
         starts = range(0, len(missing), _BATCH)
         for start in tqdm(starts, desc=progress, unit="batch", disable=not (progress and missing), leave=False):
             batch = missing[start : start + _BATCH]
@@ -49,8 +49,3 @@ class FeatureCache:
                 maps[i] = one
                 save_tensors(entries[i], {"features": one}, {})
         return torch.stack(maps) if maps else torch.empty(0, *shape)
-
-
-def _read(entry: Path) -> Tensor | None:
-    with suppress(InputError):  # absent or damaged: computed, and written
-        return load_tensors(entry)[0]["features"]

@@ -1,7 +1,5 @@
 """The commands of ``python -m irf_lib``."""
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import os

@@ -1,7 +1,5 @@
 """One notebook through papermill, strictly: what is wrong with its parameters is said before a kernel starts."""
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import os

@@ -5,8 +5,6 @@ result = inspect(detector, find_images([Path("incoming")]), Path("report"))
 result.table            # one row per image, as in report/scores.csv
 """
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import io
@@ -24,6 +22,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from PIL import Image
+from scipy import ndimage
 from tqdm.auto import tqdm
 
 from ..conformal import conformal_threshold
@@ -240,12 +239,18 @@ def colour_limits(detector: Detector) -> tuple[float, float]:
 
 
 def overlay(detector: Detector, finding: Finding, picture: np.ndarray, alpha: float = 0.05) -> np.ndarray:
-    """The finding's map over ``picture``, its image at any size (data.images.load_picture); both uint8 (H, W, 3)."""
-    from ..studies.figures import heat_overlay
+    """The finding's map over ``picture``, its image at any size (data.images.load_picture), both uint8 (H, W, 3): in
+    colour as :func:`colour_limits` says, with a line around what is above the threshold."""
+    from matplotlib import colormaps
 
-    size = picture.shape[1], picture.shape[0]
+    size, (low, high) = (picture.shape[1], picture.shape[0]), colour_limits(detector)
     heat = np.asarray(Image.fromarray(finding.heat).resize(size, Image.Resampling.BILINEAR))
-    return heat_overlay(picture, heat, colour_limits(detector), conformal_threshold(detector.calibration(), alpha))
+    strength = ((heat - low) / (high - low)).clip(0, 1)[..., None]
+    colour = colormaps["inferno"](0.25 + 0.75 * strength[..., 0])[..., :3] * 255
+    mixed = picture * (1 - 0.65 * strength) + colour * 0.65 * strength
+    above = heat > conformal_threshold(detector.calibration(), alpha)
+    mixed[above & ~ndimage.binary_erosion(above)] = (0, 255, 255)
+    return mixed.round().astype(np.uint8)
 
 
 def _write_jpeg(picture: np.ndarray, file: Path | io.BytesIO, longest: int = 1024) -> None:
@@ -262,15 +267,15 @@ def _data_url(kind: str, write: Callable[[io.BytesIO], Any]) -> str:
 def _page(detector: Detector, table: pd.DataFrame, shown: Sequence[tuple], facts: dict) -> str:
     """The report as one HTML file, with a histogram of the scores: no script, no request, every name escaped."""
     import jinja2
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     from ..studies.figures import score_histogram
 
     scores, histogram = table.score.dropna().to_numpy(), ""
     if len(scores):
-        figure = score_histogram(detector.calibration(), scores, table.threshold[0])
+        figure, labels = Figure(figsize=(4.9, 1.9), layout="constrained"), ("held-out good", "these images")
+        score_histogram(figure.subplots(), detector.calibration(), scores, labels, table.threshold[0])
         histogram = _data_url("png", partial(figure.savefig, format="png", dpi=110, bbox_inches="tight"))
-        plt.close(figure)
     text = (Path(__file__).parent / "report.html").read_text(encoding="utf-8")
     page = jinja2.Template(text, autoescape=True, undefined=jinja2.StrictUndefined)
     unreadable, limits = table.message[table.verdict == UNREADABLE], colour_limits(detector)

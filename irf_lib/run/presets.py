@@ -1,7 +1,5 @@
 """What a run can be: the presets, and the parameters that notebooks share."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

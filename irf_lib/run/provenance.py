@@ -1,7 +1,5 @@
 """Where a file comes from: code and data; and where no results may go."""
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import shutil

@@ -171,11 +171,10 @@ class Run:
         path, store = self.home / f"{name}.safetensors", FeatureCache(self.cache)
         data = [content_hash(category.train) for category in self.trained]
         made_from = {"data": data, "code": provenance.training_code()}
-        device = str(accelerator.device if accelerator else self.device)
-        if detector := load_same(path, settings, self.seed, made_from, device, store):
+        if detector := load_same(path, settings, self.seed, made_from, str(self.device), store):
             detector = detector.attach(self.training).with_reading(self.asked)
         else:
-            detector = Detector(settings, self.asked, self.seed, device, store)
+            detector = Detector(settings, self.asked, self.seed, str(self.device), store)
             detector.fit(self.training, self.label if progress else None, checkpoint_of(path), accelerator)
             if accelerator and not accelerator.is_main_process:
                 return detector
@@ -235,9 +234,6 @@ class Run:
 
     def save_table(self, table: pd.DataFrame, name: str) -> None:
         self.save(name, lambda path: table.to_csv(path, index=False))
-
-    def save_text(self, text: str, name: str) -> None:
-        self.save(name, lambda path: path.write_text(text, encoding="utf-8"))
 
     def save_figure(self, figure: Figure, name: str) -> None:
         """figures/``name`` as PDF and PNG; without a date, so that the same figure is the same bytes."""

@@ -1,7 +1,5 @@
 """Verdicts on the paper's claims. The rules, with their limits, are cells of notebook 15; here a rule becomes a row."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -59,10 +57,9 @@ def per_model(
     """For each data set and kind of model (unified or not): where its row of claims.csv belongs, with the number of
     detectors as ``n``, and its rows of each named table. Nothing where a table is missing or has no rows of it. Tables
     with a column ``default_input`` come twice: read from that input, and then, ``beside`` it, from the clean one."""
-    by = list(by)
     if not all(name in tables for name in names):
         return
-    for key, first in tables[names[0]].groupby(by) if by else [((), tables[names[0]])]:
+    for key, first in tables[names[0]].groupby(list(by)) if by else [((), tables[names[0]])]:
         key = dict(zip(by, key, strict=True))
         inputs = dict.fromkeys([first.default_input.iloc[0], "clean"]) if "default_input" in first else [""]
         for i, how in enumerate(inputs):

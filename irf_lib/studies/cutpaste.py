@@ -5,8 +5,6 @@ A rectangle of the image is pasted somewhere else in it, a little lighter or dar
 only tell settings apart by whether a local irregularity shows.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from scipy import ndimage
 

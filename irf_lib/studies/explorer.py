@@ -2,8 +2,6 @@
 
 The axes are kept from one view to the next, because new ones would take as long as the network."""
 
-from __future__ import annotations
-
 import base64
 import io
 import time

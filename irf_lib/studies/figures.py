@@ -5,8 +5,6 @@ Images are (3, H, W) float in [0, 1], masks (H, W) bool, maps (H, W) float. Tabl
 ``lo`` and ``hi`` are a number and its 95 % interval. A figure that one notebook draws stands in that notebook.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -16,7 +14,6 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from scipy import ndimage
 
 WIDTH = 7.0  # inches, a page's text width
 COLOURS = sns.color_palette("colorblind")
@@ -55,22 +52,20 @@ def show_map(axis: Axes, image: np.ndarray, rates: np.ndarray, mask: np.ndarray 
     return axis.imshow(np.ma.masked_greater(rates, MAP_NORM.vmax), cmap="inferno_r", norm=MAP_NORM, alpha=0.8)
 
 
-def image_grid(rows: Mapping[str, Sequence[tuple]], credit: str, width: float = WIDTH) -> Figure:
-    """One row a category: ``rows[name]`` is a list of (title, image, mask or None); masks are outlined."""
+def image_grid(rows: Mapping[str, Sequence[tuple]], credit: str) -> Figure:
+    """Rows of equal length: ``rows[name]`` is a list of (title, image, mask or None); masks are outlined."""
     columns = max(len(row) for row in rows.values())
-    size = (width, len(rows) * (width / columns + 0.2) + 0.2)
+    size = (WIDTH, len(rows) * (WIDTH / columns + 0.2) + 0.2)
     figure, axes = plt.subplots(len(rows), columns, figsize=size, squeeze=False)
     for line, (name, row) in zip(axes, rows.items(), strict=True):
-        for axis in line[len(row) :]:
-            axis.axis("off")
-        for axis, (title, image, mask) in zip(line, row, strict=False):
+        for axis, (title, image, mask) in zip(line, row, strict=True):
             show_image(axis, image, mask, title)
         line[0].set_ylabel(name)
     figure.supxlabel(credit, fontsize=7, x=0.995, ha="right")
     return figure
 
 
-def _histogram(axis: Axes, good: np.ndarray, others: np.ndarray, labels: tuple[str, str], threshold: float) -> None:
+def score_histogram(axis: Axes, good: np.ndarray, others: np.ndarray, labels: Sequence[str], threshold: float) -> None:
     """Image scores of good and other images, as densities, and the threshold. A few extreme defects would squeeze all
     others into one bin: the axis ends at three times the good images' range, and the last bin holds what lies beyond.
     """
@@ -84,37 +79,6 @@ def _histogram(axis: Axes, good: np.ndarray, others: np.ndarray, labels: tuple[s
         axis.axvline(threshold, color="black", lw=1, ls="--", label="threshold")
     axis.set(xlabel="image score (nats)", yticks=[])
     axis.legend()
-
-
-def score_densities(decisions: pd.DataFrame, thresholds: Mapping[str, float]) -> Figure:
-    """Histograms of image scores, good against anomalous, one panel a detector: ``decisions`` has the columns panel,
-    score and anomalous; ``thresholds``: panel -> nats, NaN for none."""
-    parts = dict(list(decisions.groupby("panel", sort=False)))
-    figure, axes = panels_in_rows(len(parts), 1.9, columns=4)
-    for axis, (panel, part) in zip(axes, parts.items(), strict=True):
-        scores, bad = part.score.to_numpy(), part.anomalous.to_numpy(dtype=bool)
-        _histogram(axis, scores[~bad], scores[bad], ("good", "anomalous"), thresholds[panel])
-        axis.set(title=panel)
-    return figure
-
-
-def score_histogram(calibration: np.ndarray, scores: np.ndarray, threshold: float) -> Figure:
-    """Scores (N,) of new images beside those of the held-out good ones (n,), in nats, and the threshold."""
-    figure, axis = plt.subplots(figsize=(WIDTH * 0.7, 1.9), layout="constrained")
-    _histogram(axis, calibration, scores, ("held-out good", "these images"), threshold)
-    return figure
-
-
-def heat_overlay(picture: np.ndarray, heat: np.ndarray, limits: tuple[float, float], threshold: float) -> np.ndarray:
-    """An anomaly map over its picture, uint8 (H, W, 3): clear at ``limits[0]``, full colour from ``limits[1]`` on, and
-    a line around what is above ``threshold``. ``picture``: uint8 (H, W, 3); ``heat``: (H, W), nats."""
-    low, high = limits
-    strength = ((heat - low) / max(high - low, 1e-9)).clip(0, 1)[..., None]
-    colour = plt.get_cmap("inferno")(0.25 + 0.75 * strength[..., 0])[..., :3] * 255
-    mixed = picture * (1 - 0.65 * strength) + colour * 0.65 * strength
-    above = heat > threshold
-    mixed[above & ~ndimage.binary_erosion(above)] = (0, 255, 255)
-    return mixed.round().astype(np.uint8)
 
 
 def panels_in_rows(n: int, height: float, columns: int = 9, **more) -> tuple[Figure, list[Axes]]:

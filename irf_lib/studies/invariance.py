@@ -5,8 +5,6 @@ agree (:func:`cosine_similarity`, :func:`relative_change`), the *rankings* of im
 (:func:`spearman_matrix`, :func:`pixel_spearman`), the *detection* is equally good. T are timesteps, N images.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

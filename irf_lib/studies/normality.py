@@ -9,8 +9,6 @@ probability-plot correlation (Filliben 1975), the Wasserstein-2 distance to N(0,
 shape:   W2^2 = int (Q - Phi^-1)^2 = mean^2 + (sd - 1)^2 + 2 sd (1 - rho).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 

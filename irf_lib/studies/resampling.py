@@ -4,8 +4,6 @@ A resample is written as a vector of weights over the images, so that every stat
 images (means, moments, histograms, rank matrices) is resampled by one matrix product. Efron & Tibshirani 1993, Ch. 13.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -25,8 +23,7 @@ def bootstrap_counts(n: int, n_resamples: int, rng: np.random.Generator) -> np.n
 def percentile_interval(draws: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
     """(low, high): the central ``level`` of ``draws`` (n_resamples, ...) along the first axis."""
     tail = (1 - level) / 2
-    low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
-    return low, high
+    return tuple(np.quantile(draws, [tail, 1 - tail], axis=0))
 
 
 def mean_interval(values: np.ndarray, seed: int, n_resamples: int = N_RESAMPLES) -> tuple[np.ndarray, ...]:
@@ -107,13 +104,3 @@ def pixel_influences(maps: np.ndarray, masks: np.ndarray) -> dict[str, np.ndarra
     found = {"P-AP": (np.diff(recall, prepend=0) * precision).sum(axis=1),
              "AUPRO": np.trapezoid(overlap, fpr.clip(max=FPR_LIMIT), axis=1) / FPR_LIMIT}  # fmt: skip
     return {name: (len(maps) - 1) * (value[0] - value[1:]) for name, value in found.items()}
-
-
-def representative_examples(scores: np.ndarray, labels: np.ndarray) -> dict[str, int]:
-    """Which images to show, by a rule instead of an eye: rank -> index of the highest, median and lowest scoring
-    anomalous image, and of the highest scoring good one. scores (N,), labels (N,) bool, with an image of each kind."""
-    scores, labels = np.asarray(scores), np.asarray(labels).astype(bool)
-    order = np.argsort(scores, kind="stable")
-    bad, good = order[labels[order]], order[~labels[order]]
-    picks = {"highest": bad[-1], "median": bad[len(bad) // 2], "lowest": bad[0], "good: highest": good[-1]}
-    return {rank: int(index) for rank, index in picks.items()}

@@ -5,8 +5,6 @@ Each rival is one class of one shape. Called with a detector it learns from the 
 (N, C, s, s).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise

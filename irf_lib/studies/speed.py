@@ -4,8 +4,6 @@ Times on a shared machine are noisy, so nothing is compared across processes or 
 in turn, round after round, and a ratio is the median over rounds of the ratio inside one round.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 import platform
@@ -20,8 +18,6 @@ import torch
 
 from ..files import InputError
 from .resampling import Interval, percentile_interval
-
-TIMES = ["name", "batch", "n", "ms_median", "ms_p10", "ms_p90", "ratio_to_floor", "ratio_lo", "ratio_hi"]
 
 
 def interleaved(
@@ -85,4 +81,5 @@ def summarise_rounds(rounds: pd.DataFrame, floor: str = "floor") -> pd.DataFrame
     for (name, batch), part in rounds.groupby(["name", "batch"], sort=False):
         found = ratio(rounds, name, floor, batch) if batch in floored else 3 * (np.nan,)
         rows.append((name, batch, len(part), *np.quantile(part.ms, [0.5, 0.1, 0.9]), *found))
-    return pd.DataFrame(rows, columns=TIMES)
+    columns = ["name", "batch", "n", "ms_median", "ms_p10", "ms_p90", "ratio_to_floor", "ratio_lo", "ratio_hi"]
+    return pd.DataFrame(rows, columns=columns)

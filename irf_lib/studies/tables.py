@@ -1,7 +1,5 @@
 """The summary of a results folder: means over seeds, categories and roles, and differences, all with intervals."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 

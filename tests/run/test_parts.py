@@ -4,7 +4,9 @@ import json
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
@@ -22,6 +24,16 @@ def inspect(detector, source, out, **more):
     images = own_parts.find_images([source], leave_out=out / "overlays")
     result = own_parts.inspect(detector, images, out, progress=None, **more)
     return result, pd.read_csv(out / "scores.csv", keep_default_na=False).set_index("image")
+
+
+def test_the_overlay_is_clear_below_its_limits_and_outlines_what_is_above_the_threshold():
+    detector = SimpleNamespace(calibration=lambda: np.array([0.0] * 30 + [2.5]))  # colours from 0 to 10
+    picture, heat = np.full((8, 8, 3), 100, np.uint8), np.zeros((8, 8), np.float32)
+    heat[2:6, 2:6] = 9
+    drawn = own_parts.overlay(detector, own_parts.Finding(Path("part.png"), "flagged", heat=heat), picture, 0.04)
+    assert own_parts.colour_limits(detector) == (0, 10)
+    assert (drawn[0, 0] == 100).all() and (drawn[2, 2] == (0, 255, 255)).all()
+    assert (drawn[3, 3] != 100).any() and (drawn[3, 3] != (0, 255, 255)).any()
 
 
 def test_the_table_and_the_page(detector, tmp_path, photograph):

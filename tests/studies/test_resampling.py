@@ -1,7 +1,6 @@
 """Bootstrap over images: right on average, paired where it says so, and simultaneous where it says so."""
 
 import numpy as np
-import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
@@ -69,9 +68,3 @@ def test_pixel_influences_resample_as_the_metrics_themselves_do():
         linear = pixel_metrics(maps, masks)[metric] + (counts - 1) @ pulls / 24
         direct = np.array([one[metric] for one in exact])
         assert np.corrcoef(linear, direct)[0, 1] > 0.97 and 0.8 < linear.std() / direct.std() < 1.25, metric
-
-
-def test_representative_examples():
-    score, anomalous = pd.Series([5, 1, 9, 3, 7, 2]), pd.Series([1, 1, 1, 0, 1, 0])  # columns, as in notebook 15
-    got = resampling.representative_examples(score, anomalous)
-    assert got == {"highest": 2, "median": 4, "lowest": 1, "good: highest": 3}
