@@ -32,7 +32,7 @@ class Density(nn.Module):
 
 
 class StandardNormal(Density):
-    """N(0, I): what the forward process's noise is, and what an ideal noise estimate of normal data would be."""
+    """N(0, I): the law of the noise that the forward process adds; nothing is fitted."""
 
     @classmethod
     def fit(cls, fields: Tensor, shrinkage: float = 0.0) -> Self:

@@ -77,7 +77,7 @@ def score_histogram(axis: Axes, good: np.ndarray, others: np.ndarray, labels: Se
         axis.hist(values.clip(edges[0], edges[-1]), edges, density=True, color=colour, alpha=0.6, label=label)
     if np.isfinite(threshold):
         axis.axvline(threshold, color="black", lw=1, ls="--", label="threshold")
-    axis.set(xlabel="image score (nats)", yticks=[])
+    axis.set(xlabel="image score (nats)", ylabel="density of images", yticks=[])
     axis.legend()
 
 
