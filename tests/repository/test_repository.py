@@ -80,10 +80,10 @@ def test_nothing_imports_upward_or_in_a_circle():
 
 
 def test_the_house_is_thin():
-    assert lines((ROOT / "irf_lib").glob("*.py")) <= 1_700
-    assert lines(MODULES.values()) <= 5_080  # lower this with every change; the aim is 5,000
+    assert lines((ROOT / "irf_lib").glob("*.py")) <= 1_540
+    assert lines(MODULES.values()) <= 5_000  # lower this with every change
     assert not [name for name, path in MODULES.items() if lines([path]) > 350]
-    assert lines((ROOT / "tests").rglob("*.py")) <= 4_000
+    assert lines((ROOT / "tests").rglob("*.py")) <= 3_985
     trees = [ast.walk(ast.parse(path.read_text())) for path in MODULES.values()]
     assert sum(isinstance(node, ast.ExceptHandler) for nodes in trees for node in nodes) <= 25
 
