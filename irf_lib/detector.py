@@ -82,6 +82,7 @@ class Detector(SavedAsOneFile):
         self._folded: dict[tuple, Denoiser] = {}
         self._fitted: dict[tuple, tuple[Density, Tensor]] = {}
         self._good_fields: tuple = (None, None)
+        self._draw: Tensor | None = None
 
     @property
     def reading(self) -> Reading:
@@ -242,8 +243,10 @@ class Detector(SavedAsOneFile):
             return None
         # One fixed draw for every image that this detector ever sees: it cannot carry a label, whatever the order of
         # the images, and a score does not depend on the batch it was computed in.
-        shape = 1, self.backbone.channels, self.backbone.size, self.backbone.size
-        return torch.randn(shape, generator=torch.Generator().manual_seed(self.seed)).to(x0.device)
+        if self._draw is None:
+            shape = 1, self.backbone.channels, self.backbone.size, self.backbone.size
+            self._draw = torch.randn(shape, generator=torch.Generator().manual_seed(self.seed))
+        return self._draw.to(x0.device)
 
     def network_input(self, x0: Tensor, reading: Reading | None = None) -> Tensor:
         """What the network is shown for features ``x0``: the features themselves, scaled, or noised."""

@@ -57,8 +57,6 @@ PACKAGES = ("torch", "diffusers", "numpy", "scipy", "scikit-learn")  # whose ver
 class TestSet:
     """A category's test images, ready to be scored."""
 
-    __test__ = False  # not a test case, whatever pytest makes of the name
-
     category: Category
     image_size: int
     x0: Tensor  # (N, C, s, s) standardised features

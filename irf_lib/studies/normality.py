@@ -125,9 +125,7 @@ def radial_autocorrelation(fields: np.ndarray, max_lag: int, seed: int) -> tuple
     return total / total[0], *percentile_interval(draws / draws[:, :1])
 
 
-def qq_curve(
-    values: np.ndarray, reference: stats.rv_continuous, seed: int, n_points: int = 99, n_draws: int = 400
-) -> pd.DataFrame:
+def qq_curve(values: np.ndarray, reference: stats.rv_continuous, seed: int) -> pd.DataFrame:
     """Quantiles of pooled ``values`` (N, K) against ``reference`` (a frozen scipy distribution): probability, expected
     (reference quantile), observed, with two simultaneous 95 % bands. ``low``, ``high``: around the observed curve,
     bootstrap over images. ``null_low``, ``null_high``: for the whole curve of as many *independent* draws from the
@@ -136,14 +134,14 @@ def qq_curve(
     rng = np.random.default_rng(seed)
     # Evenly spaced in z rather than in probability, out to where a tail still holds about ten values.
     reach = min(4.0, float(stats.norm.isf(min(0.4, 10 / values.size))))
-    probability = stats.norm.cdf(np.linspace(-reach, reach, n_points))
+    probability = stats.norm.cdf(np.linspace(-reach, reach, 99))
     pooled, owner = np.sort(values, axis=None), np.argsort(values, axis=None) // values.shape[1]
-    counts = bootstrap_counts(len(values), n_draws, rng)
+    counts = bootstrap_counts(len(values), 400, rng)
     at = np.stack([np.searchsorted(np.cumsum(row[owner]), probability * values.size) for row in counts])
     low, high = simultaneous_band(pooled[np.minimum(at, values.size - 1)])
     rank = np.clip(np.round(probability * values.size).astype(int), 1, values.size)
     steps = np.diff(np.concatenate([[0], rank, [values.size + 1]]))
-    gammas = np.cumsum(rng.standard_gamma(np.maximum(steps, 1e-12), (n_draws, len(steps))), axis=1)
+    gammas = np.cumsum(rng.standard_gamma(np.maximum(steps, 1e-12), (400, len(steps))), axis=1)
     null_low, null_high = simultaneous_band(reference.ppf(gammas[:, :-1] / gammas[:, -1:]))
     columns = {"probability": probability, "expected": reference.ppf(probability), "observed": pooled[rank - 1]}
     return pd.DataFrame(columns | {"low": low, "high": high, "null_low": null_low, "null_high": null_high})
