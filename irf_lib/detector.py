@@ -33,7 +33,7 @@ from .networks.backbones import build_backbone, channel_statistics
 from .networks.denoisers import Preconditioned, build_denoiser, gaussian_optimum
 from .networks.fast import fold
 from .saved import SavedAsOneFile
-from .scoring import DENSITIES, Density, anomaly_map, image_score
+from .scoring import Density, anomaly_map, density_class, image_score
 from .settings import Reading, Settings
 
 if TYPE_CHECKING:
@@ -301,7 +301,7 @@ class Detector(SavedAsOneFile):
             if self._good_fields[0] != place:
                 self._good_fields = place, (self.fields(fit_x0, reading), self.fields(held_out_x0, reading))
             fields, held_out = self._good_fields[1]
-            density = DENSITIES.get(reading.density, reading.density).fit(fields)
+            density = density_class(reading.density).fit(fields)
             found = self._stages(self._x0(held_out_x0), reading, density, held_out)
             self._fitted[key] = density, torch.cat([nll.cpu() for _, nll in found])
         return self._fitted[key]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .diffusion import pack_history, unpack_history
 from .files import InputError, load_tensors, one_line, printable, save_tensors
-from .scoring import DENSITIES
+from .scoring import density_class
 from .settings import CUSTOM, Reading, Settings
 
 FORMAT = 3
@@ -71,5 +71,5 @@ class SavedAsOneFile(nn.Module):
         self.best_t, self.train_seconds, self.extra = (meta[name] for name in ("best_t", "train_seconds", "extra"))
         self.fit_index, self.calibration_index = (one.numpy() for one in indices)
         self.history = unpack_history(history)
-        fitted = DENSITIES.get(self.reading.density, self.reading.density)(**density)
+        fitted = density_class(self.reading.density)(**density)
         self._fitted[self.reading.t, self.reading.input, self.reading.density] = fitted, held_out

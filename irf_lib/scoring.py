@@ -112,6 +112,11 @@ DENSITIES: dict[str, type[Density]] = {
 }
 
 
+def density_class(density: str | type[Density]) -> type[Density]:
+    """The class of a name in DENSITIES; a class is returned as it is."""
+    return DENSITIES.get(density, density)
+
+
 def anomaly_map(nll: Tensor, size: int) -> Tensor:
     """(N, s, s) -> (N, size, size), bilinear; values stay in nats."""
     return F.interpolate(nll[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]

@@ -65,9 +65,8 @@ def execute(path: Path, out: Path, parameters: Mapping[str, Any], root: Path) ->
             names = os.path.relpath(path), os.path.relpath(partial)  # executed copies name no folder of this machine
             papermill.execute_notebook(*names, dict(parameters), cwd=".", kernel_name="python3", **options)
         copy = read_json(partial)
-        for cell in copy["cells"]:  # a progress bar that has ended tells a reader nothing
-            bar = [one for one in cell.get("outputs", []) if "%|" in "".join(one.get("data", {}).get("text/plain", ""))]
-            cell.update({"outputs": [one for one in cell["outputs"] if one not in bar]} if bar else {})
+        for outputs in (cell["outputs"] for cell in copy["cells"] if "outputs" in cell):  # without ended progress bars
+            outputs[:] = [one for one in outputs if "%|" not in "".join(one.get("data", {}).get("text/plain", ""))]
         write_json(out, copy)
         partial.unlink()
     except (PapermillExecutionError, DeadKernelError, OSError) as error:

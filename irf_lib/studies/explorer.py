@@ -78,11 +78,8 @@ class Explorer:
     def _draw_pictures(self, index: int, norm: np.ndarray, heat: np.ndarray, reading: Reading) -> None:
         """Image, field and map; each map has colour limits of its own, since readings differ in scale."""
         pictures = self.pictures[index].transpose(1, 2, 0).clip(0, 1), norm, heat
-        titles = (
-            self.test.names[index].replace("_", " "),
-            f"length of field, t = {reading.t}",
-            f"map (nats), {reading.density}",
-        )
+        name = self.test.names[index].replace("_", " ")
+        titles = name, f"length of field, t = {reading.t}", f"map (nats), {reading.density}"
         for drawn, values, title in zip(self._drawn, pictures, titles, strict=True):
             height, width = values.shape[:2]
             drawn.set(data=values, clim=(values.min(), values.max()), extent=(-0.5, width - 0.5, height - 0.5, -0.5))

@@ -10,6 +10,12 @@ from irf_lib.studies import resampling
 from irf_lib.studies.resampling import auroc_difference_interval, auroc_interval, mean_interval, percentile_interval
 
 
+def test_counts_are_resamples():
+    counts = resampling.bootstrap_counts(7, 500, np.random.default_rng(0))
+    assert counts.shape == (500, 7) and (counts.sum(axis=1) == 7).all()
+    assert counts.mean(axis=0) == pytest.approx(np.ones(7), abs=0.15)
+
+
 def test_mean_interval_covers_the_truth_at_its_level():
     rng = np.random.default_rng(1)
     found = (mean_interval(rng.standard_normal(40) + 3, seed=0, n_resamples=300) for _ in range(200))
