@@ -12,8 +12,6 @@ E and F are the other readings of "inverse residual" that the abstract allows, k
 [3] InvAD, arXiv 2504.05662: scoring by DDIM inversion; its official code feeds clean features at index t.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 

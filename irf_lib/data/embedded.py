@@ -1,5 +1,7 @@
 """The embedded data as files: the seeded textures, in MVTec AD layout, so that no download is needed to start."""
 
+import fcntl
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,20 +31,20 @@ def write_embedded(root: Path, n_train: int = 64, n_test_good: int = 24, n_per_d
         "files": sorted(name for _, _, _, *names in plan for name in names),
     }
     folder = Path(root).resolve()
-    if _found(folder) == manifest:
-        return Path(root)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder.parent, os.O_RDONLY)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f"{folder.name}.tmp-", dir=folder.parent) as scratch:
-            new = Path(scratch, "new")
-            in_threads(lambda draw: _write_image(new, seed, *draw), plan)
-            write_json(new / _MANIFEST, manifest)
-            if folder.exists() and _found(folder) != manifest:
-                folder.rename(Path(scratch, "old"))
-            new.rename(folder)
-    except OSError:
-        if _found(folder) != manifest:  # otherwise another process was quicker, which made the rename fail
-            raise
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one process looks and writes at a time; the others find what it wrote
+        if _found(folder) != manifest:
+            with tempfile.TemporaryDirectory(prefix=f"{folder.name}.tmp-", dir=folder.parent) as scratch:
+                new = Path(scratch, "new")
+                in_threads(lambda draw: _write_image(new, seed, *draw), plan)
+                write_json(new / _MANIFEST, manifest)
+                if folder.exists():
+                    folder.rename(Path(scratch, "old"))
+                new.rename(folder)
+    finally:
+        os.close(lock)
     return Path(root)
 
 
@@ -71,8 +73,7 @@ def _plan(n_train: int, n_test_good: int, n_per_defect: int) -> Iterator[tuple]:
 
 def _write_image(folder: Path, seed: int, category: str, kind: str, key: tuple, *names: str) -> None:
     rng = np.random.default_rng(np.random.SeedSequence((seed, *key)))
-    good = kind == "good"
-    drawn = [textures.normal_image(category, rng)] if good else textures.defective_image(category, kind, rng)
+    drawn = [textures.normal_image(category, rng)] if kind == "good" else textures.defective_image(category, kind, rng)
     for name, pixels in zip(names, drawn, strict=True):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels.astype(np.uint8) * 255 if pixels.dtype == bool else pixels).save(folder / name)

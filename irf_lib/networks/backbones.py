@@ -5,8 +5,6 @@ official code samples them bilinearly, which drops most of a stride-2 map. A new
 that returns a :class:`Backbone`; such an object may be passed in place of a name.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable
 from importlib.util import find_spec

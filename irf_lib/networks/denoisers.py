@@ -4,8 +4,6 @@ Contract: ``denoiser(x, t) -> eps``, x and eps (B, C, s, s) float, t (B,) long i
 the constructor of :class:`DiT`, which may be passed in place of a name. diffusers is imported where a network is built.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -5,8 +5,6 @@ Peebles and Xie 2023, arXiv 2212.09748) are constants. The same holds for the Ga
 network, which becomes one matrix. Equal to the denoiser up to rounding.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 

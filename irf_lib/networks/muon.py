@@ -3,8 +3,6 @@
 Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; Liu et al. 2025, arXiv 2502.16982.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch
