@@ -78,7 +78,7 @@ class TrainSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    steps: int = Field(400, ge=1)  # optimiser steps
+    steps: int = Field(1000, ge=1)  # optimiser steps
     epochs: int = Field(0, ge=0)  # if not 0, replaces steps: passes over the images
     batch_size: int = Field(16, ge=1)  # images a step, drawn with replacement
     optimizer: Literal["muon", "adamw"] = "muon"  # muon: for a DiT's hidden matrices, AdamW for all the rest
@@ -136,18 +136,20 @@ def timestep_probabilities(denoiser: nn.Module, importance: float) -> Tensor:
 
 
 def training_batch(
-    x0: Tensor, batch_size: int, generator: torch.Generator, probabilities: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+    x0: Tensor, batch_size: int, generator: torch.Generator, probabilities: Tensor | None = None,
+    keep: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Draw ``(x_0, t, eps)`` for one step: images with replacement, t by ``probabilities`` (T,) or uniform, noise per
     image. All on the CPU, so that a seed means the same draws on every device. Shapes (B, C, s, s), (B,), (B, C, s, s).
+    With ``keep`` (B, K), x0 holds tokens (N, tokens, D), and x_0 and eps are of these alone: (B, K, D).
     """
     index = torch.randint(len(x0), (batch_size,), generator=generator)
     if probabilities is None:
         t = torch.randint(T, (batch_size,), generator=generator)
     else:
         t = torch.multinomial(probabilities, batch_size, replacement=True, generator=generator)
-    eps = torch.randn((batch_size, *x0.shape[1:]), generator=generator)
-    return x0[index], t, eps
+    batch = x0[index] if keep is None else x0[index[:, None], keep]
+    return batch, t, torch.randn(batch.shape, generator=generator)
 
 
 def ddpm_loss(
@@ -155,12 +157,10 @@ def ddpm_loss(
     keep: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """|eps - eps_theta(sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps, t)|^2, mean over everything; each image times its
-    ``weight`` (B,) if given. With ``keep`` (B, K) a DiT sees, and is asked for, these tokens alone."""
-    x_t = noised(x0, eps, abar[t].view(-1, 1, 1, 1))
-    if keep is None:
-        error = (denoiser(x_t, t).float() - eps).square().mean(dim=(1, 2, 3))  # (B,)
-    else:
-        error = (denoiser.at(x_t, t, keep).float() - denoiser.tokens_of(eps, keep)).square().mean(dim=(1, 2))
+    ``weight`` (B,) if given. With ``keep`` (B, K) all is of these tokens alone of a DiT: x0 and eps (B, K, p p C)."""
+    x_t = noised(x0, eps, abar[t].view(-1, *[1] * (x0.ndim - 1)))
+    eps_hat = denoiser(x_t, t) if keep is None else denoiser.at(x_t, t, keep)
+    error = (eps_hat.float() - eps).square().flatten(1).mean(dim=1)  # (B,)
     return (error if weight is None else weight * error).mean()
 
 
@@ -214,6 +214,7 @@ def train(
     denoiser.to(device).train()
     tokens = getattr(denoiser, "tokens", 1)  # a UNet has none, and takes whole maps
     kept = max(1, round(settings.token_share * tokens))
+    patches = denoiser.tokens_of(x0) if kept < tokens else None
     # Scaled to the run's length: a fixed 0.999 over a few hundred steps would be the initial network.
     decay = max(0.0, 1 - 1 / max(1.0, settings.ema * settings.steps))
     ema = AveragedModel(denoiser, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
@@ -234,11 +235,11 @@ def train(
     earlier_seconds = done[-1].seconds if done else 0.0
     start = saved = time.monotonic()
     for step in range(len(done) + 1, settings.steps + 1):
-        draw = training_batch(x0, settings.batch_size, generator, probabilities)
-        batch, t, eps = (v[own].to(device) for v in draw)
         keep = None
         if kept < tokens and step <= 0.9 * settings.steps:  # each image has tokens of its own
-            keep = torch.rand(settings.batch_size, tokens, generator=generator).argsort(1)[own, :kept].to(device)
+            keep = torch.rand(settings.batch_size, tokens, generator=generator).argsort(1)[:, :kept]
+        draw = training_batch(x0 if keep is None else patches, settings.batch_size, generator, probabilities, keep)
+        batch, t, eps, keep = (v if v is None else v[own].to(device) for v in (*draw, keep))
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             loss = ddpm_loss(denoiser, batch, t, eps, abar, weights[t], keep)
         denoiser.zero_grad(set_to_none=True)

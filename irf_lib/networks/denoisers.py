@@ -47,10 +47,10 @@ class DiT(nn.Module):
         return self.net(x, timestep=t, class_labels=torch.zeros_like(t)).sample
 
     def at(self, x: Tensor, t: Tensor, keep: Tensor) -> Tensor:
-        """The estimate at the tokens ``keep`` (B, K), which see no others: (B, K, p p C), as :meth:`tokens_of`."""
-        net, label = self.net, torch.zeros_like(t)
-        hidden = net.pos_embed(x)
-        hidden = hidden.gather(1, keep[..., None].expand(-1, -1, hidden.shape[-1]))
+        """The estimate at the tokens ``keep`` (B, K), which see no others: x and result (B, K, p p C)."""
+        net, label, embed = self.net, torch.zeros_like(t), self.net.pos_embed
+        hidden = nn.functional.linear(x, embed.proj.weight.permute(0, 2, 3, 1).flatten(1), embed.proj.bias)
+        hidden = (hidden + embed.pos_embed[0, keep]).to(hidden.dtype)
         for block in net.transformer_blocks:
             hidden = block(hidden, timestep=t, class_labels=label)
         embedding = nn.functional.silu(net.transformer_blocks[0].norm1.emb(t, label, hidden_dtype=hidden.dtype))
@@ -61,12 +61,10 @@ class DiT(nn.Module):
     def tokens(self) -> int:
         return (self.net.config.sample_size // self.net.patch_size) ** 2
 
-    def tokens_of(self, maps: Tensor, keep: Tensor) -> Tensor:
-        """The tokens ``keep`` (B, K) of ``maps`` (B, C, s, s), each a patch of p x p locations: (B, K, p p C)."""
-        batch, channels, size, _ = maps.shape
-        p, n = self.net.patch_size, size // self.net.patch_size
-        rows = maps.reshape(batch, channels, n, p, n, p).permute(0, 2, 4, 3, 5, 1).reshape(batch, n * n, -1)
-        return rows.gather(1, keep[..., None].expand(-1, -1, rows.shape[2]))
+    def tokens_of(self, maps: Tensor) -> Tensor:
+        """All tokens of ``maps`` (N, C, s, s), each a patch of p x p locations: (N, tokens, p p C)."""
+        p, n = self.net.patch_size, maps.shape[2] // self.net.patch_size
+        return maps.unflatten(3, (n, p)).unflatten(2, (n, p)).permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
     @property
     def last_layer(self) -> nn.Module:
@@ -156,18 +154,20 @@ class Preconditioned(nn.Module):
     def tokens(self) -> int:
         return getattr(self.net, "tokens", 1)
 
-    def tokens_of(self, maps: Tensor, keep: Tensor) -> Tensor:
-        return self.net.tokens_of(maps, keep)
+    def tokens_of(self, maps: Tensor) -> Tensor:
+        return self.net.tokens_of(maps)
 
     def gaussian(self, x: Tensor, t: Tensor) -> Tensor:
-        """The first term alone."""
+        """The first term alone, for x (B, C, ...)."""
+        each = (-1, *[1] * (x.ndim - 1))
         with torch.autocast(x.device.type, enabled=False):  # a small matrix product that bf16 would make coarse
-            centred = x.float() - self.root_abar[t].view(-1, 1, 1, 1) * self.mu.view(1, -1, 1, 1)
-            rotated = torch.einsum("bchw,ck->bkhw", centred, self.basis) * self.gain[t][:, :, None, None]
-            return torch.einsum("bkhw,ck->bchw", rotated, self.basis)
+            centred = x.float() - self.root_abar[t].view(each) * self.mu.view(-1, *each[2:])
+            rotated = torch.einsum("bc...,ck->bk...", centred, self.basis) * self.gain[t].view(len(t), -1, *each[2:])
+            return torch.einsum("bk...,ck->bc...", rotated, self.basis)
 
     def at(self, x: Tensor, t: Tensor, keep: Tensor) -> Tensor:
-        gaussian = self.net.tokens_of(self.gaussian(x, t), keep)
+        locations = x.view(len(x), -1, len(self.mu)).transpose(1, 2)  # (B, C, K p p)
+        gaussian = self.gaussian(locations, t).transpose(1, 2).reshape(x.shape)
         return gaussian + self.rest[t].view(-1, 1, 1) * self.net.at(x, t, keep)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:

@@ -146,13 +146,19 @@ def test_all_tokens_in_any_order_are_the_whole_map():
     for parameter in model.net.parameters():  # the last layer starts at zero, and would hide everything
         torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(parameter.numel()))
     t, keep = torch.tensor([3, 200, 900]), torch.stack([torch.randperm(model.tokens) for _ in range(3)])
-    whole = model.tokens_of(model(X0[:3], t), keep)
-    assert torch.allclose(model.at(X0[:3], t, keep), whole, atol=1e-4 * float(whole.abs().max()))
-    few, abar = model.at(X0[:3], t, keep[:, :4]), alpha_bars()
-    assert few.shape == (3, 4, 8) and not torch.allclose(few, whole[:, :4], atol=1e-3), "these see no others"
+    rows = torch.arange(3)[:, None]
     eps = torch.randn(3, 8, 4, 4, generator=torch.Generator().manual_seed(2))
-    losses = [float(diffusion.ddpm_loss(model, X0[:3], t, eps, abar, keep=one)) for one in (None, keep)]
+    whole, x, noise = (model.tokens_of(one)[rows, keep] for one in (model(X0[:3], t), X0[:3], eps))
+    assert torch.allclose(model.at(x, t, keep), whole, atol=1e-4 * float(whole.abs().max()))
+    few, abar = model.at(x[:, :4], t, keep[:, :4]), alpha_bars()
+    assert few.shape == (3, 4, 8) and not torch.allclose(few, whole[:, :4], atol=1e-3), "these see no others"
+    losses = [
+        float(diffusion.ddpm_loss(model, *one)) for one in ((X0[:3], t, eps, abar), (x, t, noise, abar, None, keep))
+    ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    drawn = [diffusion.training_batch(one, 2, torch.Generator().manual_seed(0), keep=of)[0]
+             for one, of in ((X0, None), (model.tokens_of(X0), keep[:2]))]  # fmt: skip
+    assert torch.equal(model.tokens_of(drawn[0])[rows[:2], keep[:2]], drawn[1]), "of the same images"
 
 
 def test_a_unet_has_no_tokens():
