@@ -1,6 +1,7 @@
 """Lay out the book's pages in book/_build/source for jupyter-book: python book/pages.py [RUN ...].
 
-A notebook is shown as the first of the runs (folders of results/) left it, first category and seed; else without.
+A notebook is shown as the first of the runs (folders of results/) left it, first category and seed, or without outputs.
+Its text is that of today where its code is still the same, so that a corrected sentence needs no new run.
 """
 
 import csv
@@ -54,6 +55,19 @@ def filled(page: Path) -> str:
     return re.sub(r"results/[\w/-]+/notebooks/(?=\w+\.ipynb\))", "notebooks/", text)
 
 
+def page_of(path: Path, copy: Path | None) -> nbformat.NotebookNode:
+    """The notebook at ``path`` with the outputs of its executed ``copy``, or all of the copy where code has changed."""
+    own = nbformat.read(path, as_version=4)
+    if copy is None:
+        return own
+    page, today = nbformat.read(copy, as_version=4), {cell.id: cell for cell in own.cells}
+    shared = [cell for cell in page.cells if cell.id in today]  # not the parameters that the run put in
+    if len(shared) == len(today) and all(c.cell_type != "code" or c.source == today[c.id].source for c in shared):
+        for cell in shared:
+            cell.source = today[cell.id].source
+    return page
+
+
 if __name__ == "__main__":
     shutil.rmtree(SOURCE.parent, ignore_errors=True)  # a page whose source is gone must not stay
     for folder in ("notebooks", "book", "_static"):
@@ -66,7 +80,7 @@ if __name__ == "__main__":
         (SOURCE / path.relative_to(ROOT)).write_text(filled(path), encoding="utf-8")
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         copy = executed(path.stem, sys.argv[1:] or ["reference", "quick"])
-        page = nbformat.read(copy or path, as_version=4)
+        page = page_of(path, copy)
         page.metadata.pop("widgets", None)  # with them the page would fetch its widget code from elsewhere
         for output in sum((cell.get("outputs", []) for cell in page.cells), []):
             output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)  # its text stands beside it

@@ -28,6 +28,7 @@ def use_style() -> None:
     sns.set_theme(context="paper", style="ticks", palette="colorblind", rc={
         "pdf.fonttype": 42, "figure.dpi": 110, "figure.constrained_layout.use": True, "image.interpolation": "nearest",
         "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "image.cmap": "viridis",
+        "axes.titlelocation": "left", "savefig.bbox": "tight",
         **dict.fromkeys(("font.size", "axes.titlesize", "axes.labelsize", "figure.titlesize", "figure.labelsize"), 8),
         **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize", "legend.title_fontsize"), 7),
     })  # fmt: skip
@@ -89,7 +90,7 @@ def panels_in_rows(n: int, height: float, columns: int = 9, **more) -> tuple[Fig
     for axis in axes.flat[n:]:
         axis.axis("off")
     for axis, letter in zip(axes.flat[:n], "abcdefghijklmnopqrstuvwxyz" * (n > 1), strict=False):
-        axis.set_title(letter, loc="left", weight="bold")
+        axis.annotate(letter, (0, 1), (-5, 6), "axes fraction", "offset points", ha="right", weight="bold")
     return figure, list(axes.flat[:n])
 
 

@@ -1,6 +1,4 @@
-"""What a generated defect must keep: an exact mask, its defect-free twin, nothing from outside `rng`, today's bytes."""
-
-import hashlib
+"""What a generated defect must keep: an exact mask, its defect-free twin, and nothing from outside `rng`."""
 
 import numpy as np
 import pytest
@@ -8,24 +6,6 @@ import pytest
 from irf_lib.data.textures import DEFECTS, defective_image, normal_image
 
 KINDS = [(category, kind) for category, kinds in DEFECTS.items() for kind in kinds]
-# The images and masks of each category's kinds at 64 pixels, seeds 0 to 3, as the first version drew them: the SHA-256
-# of their bytes (its first 16 digits), their mean grey level, the pixels in their masks
-DRAWN = {
-    "brushed_metal": ("76a28fdefc0e6a59", 131.861, 1410),
-    "printed_board": ("0b9bcb989bde8b10", 59.387, 783),
-}
-
-
-@pytest.mark.parametrize("category", DEFECTS)
-def test_images_are_those_of_the_first_version(category):
-    kinds = DEFECTS[category]
-    drawn = [defective_image(category, kind, np.random.default_rng(seed), 64) for kind in kinds for seed in range(4)]
-    digest, grey, area = DRAWN[category]
-    drawn_bytes = b"".join(image.tobytes() + mask.tobytes() for image, mask in drawn)
-    same = hashlib.sha256(drawn_bytes).hexdigest()[:16] == digest
-    # Another kind of processor may round a few pixels apart by one grey level; another random draw shows in the mean.
-    close = abs(np.mean([image for image, _ in drawn]) - grey) < 0.005
-    assert same or close and abs(sum(mask.sum() for _, mask in drawn) - area) <= 4 * len(kinds)
 
 
 @pytest.mark.parametrize(("category", "kind"), KINDS)
