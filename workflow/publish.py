@@ -1,15 +1,40 @@
 """Copy what is committed of a finished run: python workflow/publish.py RUN
 
-results/RUN becomes results/reference: the gathered tables, figures, executed notebooks and provenance, and those of the
-one detector that has all notebooks; of its figures, which its notebooks hold, only those that README and book show.
+results/RUN becomes results/reference: the gathered tables, executed notebooks and provenance, and those of the one
+detector that has all notebooks; of the figures, which the notebooks hold, only those that README and book show. To
+stay small, a long table is packed (X.csv becomes X.csv.gz), and the pictures inside notebooks have 256 colours.
 """
 
+import base64
+import gzip
+import io
 import shutil
 import sys
 from pathlib import Path
 
+import nbformat
+from PIL import Image
+
 ROOT = Path(__file__).resolve().parents[1]
+LONG = 200_000  # bytes of a table
 KEPT = ("*.csv", "*.csv.gz", "*.md", "run.json", "figures/*", "notebooks/*.ipynb", "provenance/*.json")
+
+
+def copy(path: Path, target: Path) -> None:
+    """Copy one file of a run, smaller where its kind allows."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".csv" and path.stat().st_size > LONG:
+        target.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes(), mtime=0))
+    elif path.suffix == ".ipynb":
+        notebook = nbformat.read(path, as_version=4)
+        shown = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])]
+        for data in (data for data in shown if "image/png" in data):
+            picture = Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).convert("RGB").quantize(256)
+            picture.save(file := io.BytesIO(), "png", optimize=True)
+            data["image/png"] = base64.b64encode(file.getvalue()).decode()
+        nbformat.write(notebook, target)
+    else:
+        shutil.copy(path, target)
 
 
 def publish(run: Path, target: Path) -> None:
@@ -22,9 +47,8 @@ def publish(run: Path, target: Path) -> None:
     for folder in (run, whole.parents[2], whole.parents[1]):
         for path in (path for pattern in KEPT for path in folder.glob(pattern)):
             name = path.relative_to(run)
-            if folder == run or path.parent.name != "figures" or f"results/reference/{name.as_posix()}" in shown:
-                (target / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(path, target / name)
+            if path.parent.name != "figures" or f"results/reference/{name.with_suffix('').as_posix()}." in shown:
+                copy(path, target / name)
 
 
 if __name__ == "__main__":
