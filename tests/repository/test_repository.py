@@ -142,24 +142,26 @@ def test_the_front_page_is_short_and_pages_name_files_and_commands_that_exist():
 
 
 def test_readme_shows_the_committed_numbers():
-    names = "summary", "intervals", "decisions", "claims", "speed_targets"
-    summary, intervals, decisions, claims, targets = (pd.read_csv(REFERENCE / f"{name}.csv") for name in names)
-    text = summary["mean"].map("{:.3f}".format) + summary.sd.map(" ± {:.3f}".format)
-    text = text.groupby([summary.method, summary.metric, summary.category]).first()
+    names = "summary", "falsifiers", "claims", "speed_targets"
+    summary, falsifiers, claims, targets = (pd.read_csv(REFERENCE / f"{name}.csv") for name in names)
+    means = summary[summary.dataset == "-"].set_index(["method", "metric", "role"])
+    number, roles = "{mean:.3f} [{mean_lo:.3f}, {mean_hi:.3f}]".format, ("development", "confirmation")
     for method, cells in re.findall(r"\(`(\S+)`\) \| (.*) \|", README):
-        image, regions = text[method, "I-AUROC"], text[method, "AUPRO"]
-        assert cells == " | ".join([*image[["bottle", "pill", "screw", "mean"]], regions["mean"]]), method
-    ours, said = intervals[(intervals.method == "irf") & (intervals.metric == "I-AUROC")].groupby("category"), []
-    for name, value, low, high in ours.agg({"value": "mean", "lo": "min", "hi": "max"}).itertuples():
-        said.append(f"{value:.3f} on {name}" if low == high else f"{value:.3f} [{low:.3f}, {high:.3f}] on {name}")
-    flagged = decisions[~decisions.unified].groupby(["anomalous", "category", "seed"]).flagged.agg(["sum", "size"])
-    for name, found in flagged.loc[True].groupby("category"):
-        share, false = 100 * found["sum"] / found["size"], flagged.loc[False, name].sum()
-        said += [f"{share.min():.0f} to {share.max():.0f} %", f"{false['sum']} of {false['size']}"]
+        keys = [(method, metric, role) for metric in ("I-AUROC", "AUPRO") for role in roles]
+        assert cells == " | ".join(number(**means.loc[key]) for key in keys), method
+    said = [f"{number(**means.loc['irf', 'I-AUROC', role])} on the {role} categories" for role in roles]
+    lead = "{diff:+.3f} [{lo:+.3f}, {hi:+.3f}]".format
+    said += [f"{lead(**means.loc['knn', 'I-AUROC', role])} on the {role} categories" for role in roles]
+    at_5 = falsifiers[(falsifiers.alpha == 0.05) & ~falsifiers.unified].set_index(["quantity", "category"]).value
+    for quantity in ("defects found", "false alarms"):
+        shares = (f"{100 * at_5[quantity, name]:.0f} % on {name}" for name in ["bottle", "pill", "screw", "grid"])
+        said.append(f"{', '.join(shares)} and {100 * at_5[quantity, 'metal_plate']:.0f} % on metal_plate")
     text = "{} claims: {} hold, {} hold under a stated condition, {} do not hold"
-    said.append(text.format(len(claims), *claims.verdict.value_counts()[list(VERDICTS[:3])]))
-    gain = map(float, re.findall(r"[-\d.]+", claims.set_index("claim").interval["e7"]))
-    said.append("{:+.3f} [{:+.3f}, {:+.3f}] in image AUROC".format(*gain))
+    for dataset in ("mvtec_ad", "mpdd"):
+        verdicts = claims[claims.dataset.isin(["-", dataset]) & ~claims.unified].verdict
+        said.append(text.format(len(verdicts), *verdicts.value_counts().reindex(VERDICTS[:3], fill_value=0)))
+    interval = claims.set_index(["claim", "dataset", "unified"]).interval["e7", "mvtec_ad", False]
+    said.append("steps is {:+.3f} [{:+.3f}, {:+.3f}] on MVTec AD".format(*map(float, re.findall(r"[-\d.]+", interval))))
     three = targets.set_index("target").loc["inversion3 / score", ["value", "lo", "hi"]]
     said.append("{:.2f} [{:.2f}, {:.2f}] times as long".format(*three))
     assert not [one for one in said if one not in " ".join(README.split())]

@@ -6,7 +6,6 @@ import runpy
 from pathlib import Path
 
 import pandas as pd
-import pytest
 
 from irf_lib.files import file_sha256, read_json, write_json
 
@@ -48,8 +47,6 @@ def faults(results: Path) -> list[str]:
 
 
 def test_the_committed_results_are_of_one_clean_commit():
-    if not (REFERENCE / "provenance").is_dir():
-        pytest.skip("results/reference has no provenance folder: it is of the layout before this one")
     assert not faults(REFERENCE)
 
 

@@ -16,7 +16,6 @@ REFERENCE = ROOT / "results" / "reference"
 NOTEBOOK = nbformat.read(ROOT / "notebooks" / "15_results.ipynb", as_version=4)
 HOLDS, PARTLY, FAILS, OPEN, UNTESTED = claims.VERDICTS
 ENDS = ["value", "lo", "hi"]
-SUMMARY = pd.read_csv(REFERENCE / "summary.csv").query("category != 'mean'").assign(role="development")
 INVARIANCE, SCORES, CHOICE = "timestep_invariance", "timestep_scores", "timestep_choice"
 
 
@@ -36,18 +35,27 @@ def judged(tables: dict[str, pd.DataFrame], whose: str = "claim") -> pd.DataFram
     return run_cells("claims", **given)[whose].table()
 
 
+def committed() -> dict[str, pd.DataFrame]:
+    """The tables that notebook 15 judges, as it left them."""
+    paths = {path.name.split(".")[0]: path for path in REFERENCE.glob("*.csv*")}  # a long table is packed
+    names = paths.keys() & {*claims.WRITTEN_BY, "benchmark"}
+    found = {name: pd.read_csv(paths[name], dtype={"category": str}) for name in names}
+    found["steps"] = pd.read_csv(REFERENCE / "one_step.csv")
+    for name in ("summary", "steps"):
+        found[name] = found[name][~found[name].category.str.startswith("mean")]
+    return found
+
+
 @pytest.fixture
 def tables() -> dict[str, pd.DataFrame]:
-    """The committed tables; they are older than the columns that say whose row it is, and what its default was."""
-    names = {path.stem for path in REFERENCE.glob("*.csv")} & set(claims.WRITTEN_BY) | {"benchmark"}
-    found = {name: pd.read_csv(REFERENCE / f"{name}.csv", dtype={"category": str}) for name in names}
-    new = {"dataset": "mvtec_ad", "unified": False, "default_t": 200, "default_input": "clean", "input": "clean"}
-    for name in (INVARIANCE, SCORES, CHOICE, "normality"):
-        found[name] = found[name].assign(**{column: new[column] for column in set(new) - set(found[name])})
-    found["summary"] = SUMMARY.copy()
-    found["steps"] = SUMMARY[SUMMARY.method.isin(["invad3", "reconstruct5", "dte"])].dropna(subset="lo")
-    found["steps"] = found["steps"].assign(rival=found["steps"].method, condition="default network, common score")
-    found[CHOICE]["rule"] = found[CHOICE].rule.replace("default (hindsight)", "fit's own choice")
+    """Those of the detectors of one category of MVTec AD, where each default is t = 200 and no rival is better."""
+    found = committed()
+    for name, table in found.items():
+        own = table.get("dataset", pd.Series("mvtec_ad", table.index)) == "mvtec_ad"
+        found[name] = table[own & ~table.get("unified", pd.Series(False, table.index))].copy()
+    found[SCORES]["default_t"] = 200
+    found["steps"] = found["steps"].assign(diff=0.0, lo=-0.01, hi=0.01)
+    found["summary"].loc[found["summary"].lo.notna(), ["diff", "lo", "hi"]] = 0.1, 0.05, 0.2
     return found
 
 
@@ -55,11 +63,11 @@ def numbers(text: str) -> list[float]:
     return [float(one) for one in re.findall(r"[-+\d.e]+", text) if one != "-"]
 
 
-def test_the_cells_give_the_committed_verdicts(tables):
-    expected = pd.read_csv(REFERENCE / "claims.csv").set_index("claim")
-    found = judged(tables).set_index("claim")
-    if not (REFERENCE / "own_questions.csv").exists():  # the run is older than these rules
-        expected = expected.loc[["e3", "e4", "e5", "e6", "e7", "d"]].assign(evidence=found.evidence)
+def test_the_cells_give_the_committed_verdicts():
+    key = ["claim", "dataset", "unified"]
+    expected = pd.read_csv(REFERENCE / "claims.csv").set_index(key)
+    found = judged(committed()).set_index(key)
+    assert list(found.index) == list(expected.index)
     for claim, row in expected.iterrows():
         now = found.loc[claim]
         assert (now.verdict, now.evidence, now.n) == (row.verdict, row.evidence, row.n), claim
@@ -84,8 +92,9 @@ SPOILED = [
     ("normality", "effect != 'w2'", (1.0, 0.9, 1.1), {"c3": FAILS}),
     ("summary", "metric == 'I-AUROC'", (0.1, 0.05, 0.2), {"d2": HOLDS}),
     ("steps", "metric == 'I-AUROC'", (0.0, -0.01, 0.01), {"f3a": HOLDS}),
-    ("steps", "method == 'dte'", (-0.03, -0.05, 0.01), {"f3a": OPEN}),
-    ("steps", "method == 'dte' and category == 'pill'", (-0.1, -0.2, -0.05), {"f3a": FAILS}),
+    ("steps", "rival == 'dte'", (-0.03, -0.05, 0.01), {"f3a": OPEN}),
+    ("steps", "rival == 'dte' and category == 'pill'", (-0.1, -0.2, -0.05), {"f3a": FAILS}),
+    ("steps", "rival == 'dte' and network == 'default network'", (-0.1, -0.2, -0.05), {"f3a": PARTLY}),
     ("summary", "method == 'knn'", (0.0, -0.05, 0.2), {"d2": PARTLY}),
     ("summary", "method in ['knn', 'gaussian']", (0.0, -0.05, 0.2), {"d2": OPEN}),
     ("summary", "method == 'knn' and category == 'pill'", (-0.1, -0.2, -0.05), {"d2": FAILS}),
@@ -118,7 +127,7 @@ def test_a_field_with_all_effects_at_their_neutral_values_is_gaussian(tables):
     for effect, (neutral, reach) in normality.LIMITS.items():
         table.loc[table.effect == effect, ENDS] = neutral, neutral - reach / 2, neutral + reach / 2
     found = judged({"normality": table})
-    assert list(found.verdict) == [HOLDS] * 3 and "3 of 3 detectors" in found.evidence[0]
+    assert list(found.verdict) == [HOLDS] * 3 and re.match(r"(\d+) of \1 detectors", found.evidence[0])
 
 
 def test_our_own_questions_have_a_table_of_their_own(tables):
@@ -128,7 +137,8 @@ def test_our_own_questions_have_a_table_of_their_own(tables):
     summary.loc[summary.method == "irf:untrained", ["diff", "lo", "hi"]] = 0.1, 0.05, 0.2
     rows = judged({name: tables[name] for name in ("normality", INVARIANCE, "summary")}, "question").set_index("claim")
     assert list(rows.index) == ["o1", "o2", "o3"] and rows.verdict["o3"] == HOLDS
-    assert tuple(rows.loc["o1", ["verdict", "interval", "n"]]) == (HOLDS, "-1.00 [-1.00, -1.00]", "3 categories")
+    assert tuple(rows.loc["o1", ["verdict", "interval", "n"]]) == (
+        HOLDS, "-1.00 [-1.00, -1.00]", f"{table.category.nunique()} categories")  # fmt: skip
 
 
 def test_what_would_falsify():
@@ -143,7 +153,7 @@ def test_what_would_falsify():
     assert overlap.value == pytest.approx(0.2) and overlap.lo < 0.1 < 0.5 < overlap.hi < 1 and overlap.n == 10
 
 
-@pytest.mark.parametrize(("factor", "expected"), [(1.0, HOLDS), (0.8, PARTLY), (0.7, FAILS)])
+@pytest.mark.parametrize(("factor", "expected"), [(1.0, HOLDS), (0.92, PARTLY), (0.7, FAILS)])
 def test_f2_follows_the_times(tables, factor, expected):
     rounds = tables["benchmark_rounds"]
     rounds.loc[rounds.name == "inversion3", "ms"] *= factor
@@ -158,9 +168,9 @@ def test_every_data_set_and_kind_of_model_has_one_row_about_the_default_input(ta
     rows = judged({INVARIANCE: both}).set_index("claim").loc["e3"]
     assert list(zip(rows.dataset, rows.unified, rows.verdict, strict=True)) == [
         ("mvtec_ad", False, HOLDS), ("mvtec_ad", True, FAILS), ("other", False, HOLDS)]  # fmt: skip
-    assert ["; clean input: does not hold, 0.0684 [" in text for text in rows.evidence] == [True, False, False]
+    assert ["; clean input: does not hold, " in text for text in rows.evidence] == [True, False, False]
 
 
 def test_a_missing_table_gives_no_row(tables):
-    assert list(judged({name: tables[name] for name in ("summary", "steps")}).claim) == ["d2", "f3a", "f1"]
+    assert list(judged({one: tables[one] for one in ("summary", "steps")}).claim) == ["d2", "f3a", "f3b", "f3c", "f1"]
     assert list(judged({}).columns) == list(claims.CLAIM_COLUMNS) and judged({}).empty
