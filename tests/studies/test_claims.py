@@ -48,7 +48,7 @@ def committed() -> dict[str, pd.DataFrame]:
 
 @pytest.fixture
 def tables() -> dict[str, pd.DataFrame]:
-    """Those of the detectors of one category of MVTec AD, where each default is t = 200 and no rival is better."""
+    """Those of MVTec AD's detectors of one category each, as if every default were t = 200 and no rival were better."""
     found = committed()
     for name, table in found.items():
         own = table.get("dataset", pd.Series("mvtec_ad", table.index)) == "mvtec_ad"
@@ -127,7 +127,7 @@ def test_a_field_with_all_effects_at_their_neutral_values_is_gaussian(tables):
     for effect, (neutral, reach) in normality.LIMITS.items():
         table.loc[table.effect == effect, ENDS] = neutral, neutral - reach / 2, neutral + reach / 2
     found = judged({"normality": table})
-    assert list(found.verdict) == [HOLDS] * 3 and re.match(r"(\d+) of \1 detectors", found.evidence[0])
+    assert list(found.verdict) == [HOLDS] * 3 and "12 of 12 detectors" in found.evidence[0]
 
 
 def test_our_own_questions_have_a_table_of_their_own(tables):
@@ -137,8 +137,7 @@ def test_our_own_questions_have_a_table_of_their_own(tables):
     summary.loc[summary.method == "irf:untrained", ["diff", "lo", "hi"]] = 0.1, 0.05, 0.2
     rows = judged({name: tables[name] for name in ("normality", INVARIANCE, "summary")}, "question").set_index("claim")
     assert list(rows.index) == ["o1", "o2", "o3"] and rows.verdict["o3"] == HOLDS
-    assert tuple(rows.loc["o1", ["verdict", "interval", "n"]]) == (
-        HOLDS, "-1.00 [-1.00, -1.00]", f"{table.category.nunique()} categories")  # fmt: skip
+    assert tuple(rows.loc["o1", ["verdict", "interval", "n"]]) == (HOLDS, "-1.00 [-1.00, -1.00]", "4 categories")
 
 
 def test_what_would_falsify():
@@ -168,7 +167,7 @@ def test_every_data_set_and_kind_of_model_has_one_row_about_the_default_input(ta
     rows = judged({INVARIANCE: both}).set_index("claim").loc["e3"]
     assert list(zip(rows.dataset, rows.unified, rows.verdict, strict=True)) == [
         ("mvtec_ad", False, HOLDS), ("mvtec_ad", True, FAILS), ("other", False, HOLDS)]  # fmt: skip
-    assert ["; clean input: does not hold, " in text for text in rows.evidence] == [True, False, False]
+    assert ["; clean input: does not hold, 0.0804 [" in text for text in rows.evidence] == [True, False, False]
 
 
 def test_a_missing_table_gives_no_row(tables):
