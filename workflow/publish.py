@@ -1,13 +1,15 @@
 """Copy what is committed of a finished run: python workflow/publish.py RUN
 
-results/RUN becomes results/reference: the gathered tables, executed notebooks and provenance, and those of the one
-detector that has all notebooks; of the figures, which the notebooks hold, only those that README and book show. To
-stay small, a long table is packed (X.csv becomes X.csv.gz), and the pictures inside notebooks have 256 colours.
+results/RUN becomes results/reference: the gathered tables, executed notebooks and provenance, those of the one detector
+that has all notebooks, and those of notebooks with a figure that README or book show; of the figures, which the
+notebooks hold, only those. To stay small, a long table is packed (X.csv becomes X.csv.gz), and the pictures inside
+notebooks have 256 colours.
 """
 
 import base64
 import gzip
 import io
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -17,7 +19,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 LONG = 200_000  # bytes of a table
-KEPT = ("*.csv", "*.csv.gz", "*.md", "run.json", "figures/*", "notebooks/*.ipynb", "provenance/*.json")
+TABLES = (".csv", ".gz", ".md")
 
 
 def copy(path: Path, target: Path) -> None:
@@ -44,11 +46,17 @@ def publish(run: Path, target: Path) -> None:
         sys.exit(f"{run.name} is not finished: its notebook 15, or 04 of its first detector, did not get to its end")
     shutil.rmtree(target, ignore_errors=True)
     shown = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "README.md", *(ROOT / "book").glob("*.md")))
-    for folder in (run, whole.parents[2], whole.parents[1]):
-        for path in (path for pattern in KEPT for path in folder.glob(pattern)):
-            name = path.relative_to(run)
-            if path.parent.name != "figures" or f"results/reference/{name.with_suffix('').as_posix()}." in shown:
-                copy(path, target / name)
+    copy(run / "run.json", target / "run.json")
+    for made in sorted(run.glob("**/provenance/*.json")):
+        folder = made.parents[1]
+        left = [folder / name for name in json.loads(made.read_text(encoding="utf-8"))["files"]]
+        place = f"results/reference/{folder.relative_to(run).as_posix()}/figures".replace("/./", "/")
+        figures = [one for one in left if f"{place}/{one.stem}." in shown]
+        if figures or folder in (run, whole.parents[2], whole.parents[1]):
+            tables = [one for one in left if one.suffix in TABLES]
+            for path in (made, folder / "notebooks" / f"{made.stem}.ipynb", *tables, *figures):
+                if path.is_file():
+                    copy(path, target / path.relative_to(run))
 
 
 if __name__ == "__main__":

@@ -113,8 +113,9 @@ def interval_lines(axis: Axes, table: pd.DataFrame, x: str, hue: str) -> None:
 
 
 def difference_points(table: pd.DataFrame, label: str, n: Mapping[str, int]) -> Figure:
-    """One panel a category (columns category, method, diff, lo, hi): a point and its interval a method, and zero.
-    ``n`` are the test images of each category."""
+    """One panel a category (columns category, method, diff, lo, hi): a point and its interval a method, and zero. The
+    axis is linear up to 0.02 and logarithmic beyond, or one large difference would hide the others. ``n`` are the test
+    images of each category."""
     names, parts = list(dict.fromkeys(table.method))[::-1], dict(list(table.groupby("category", sort=False)))
     figure, axes = panels_in_rows(len(parts), 0.22 * len(names) + 0.9, columns=4, sharex=True, sharey=True)
     for axis, (category, part) in zip(axes, parts.items(), strict=True):
@@ -123,5 +124,8 @@ def difference_points(table: pd.DataFrame, label: str, n: Mapping[str, int]) -> 
         axis.errorbar(part["diff"], part.method.map(names.index), xerr=reach, fmt="o", ms=3, lw=1, color=GOOD)
         axis.set_yticks(range(len(names)), names)
         axis.set(title=f"{category}\n(n = {n[category]})")
+    axes[0].set_xscale("symlog", linthresh=0.02)
+    axes[0].set_xticks([-0.02, 0, 0.02, 0.2], ["-0.02", "0", "0.02", "0.2"])
+    axes[0].minorticks_off()
     figure.supxlabel(label)
     return figure
