@@ -113,9 +113,8 @@ def interval_lines(axis: Axes, table: pd.DataFrame, x: str, hue: str) -> None:
 
 
 def difference_points(table: pd.DataFrame, label: str, n: Mapping[str, int]) -> Figure:
-    """One panel a category (columns category, method, diff, lo, hi): a point and its interval a method, and zero. The
-    axis is linear up to 0.02 and logarithmic beyond, or one large difference would hide the others. ``n`` are the test
-    images of each category."""
+    """One panel a category (columns category, method, diff, lo, hi): a point and its interval a method, and zero.
+    ``n`` are the test images of each category. The axis is linear up to 0.02 and logarithmic beyond."""
     names, parts = list(dict.fromkeys(table.method))[::-1], dict(list(table.groupby("category", sort=False)))
     figure, axes = panels_in_rows(len(parts), 0.22 * len(names) + 0.9, columns=4, sharex=True, sharey=True)
     for axis, (category, part) in zip(axes, parts.items(), strict=True):
