@@ -50,8 +50,8 @@ def publish(run: Path, target: Path) -> None:
     for made in sorted(run.glob("**/provenance/*.json")):
         folder = made.parents[1]
         left = [folder / name for name in json.loads(made.read_text(encoding="utf-8"))["files"]]
-        place = f"results/reference/{folder.relative_to(run).as_posix()}/figures".replace("/./", "/")
-        figures = [one for one in left if f"{place}/{one.stem}." in shown]
+        names = {one: f"results/reference/{one.relative_to(run).with_suffix('').as_posix()}." for one in left}
+        figures = [one for one, name in names.items() if one.parent.name == "figures" and name in shown]
         if figures or folder in (run, whole.parents[2], whole.parents[1]):
             tables = [one for one in left if one.suffix in TABLES]
             for path in (made, folder / "notebooks" / f"{made.stem}.ipynb", *tables, *figures):

@@ -9,6 +9,7 @@ only through it, and ends in ``run.finish()``: every file has one writer, howeve
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 from torch import Tensor
 
 from .. import metrics
@@ -203,8 +205,7 @@ class Run:
         """One method's row of metrics.csv, its row of intervals.csv and its rows of image_scores.csv.
 
         ``found`` is what a detector read, or anomaly values (N, s, s); ``reading`` says how (None where a method has no
-        such thing), by default as ``found`` was read, or as the run reads; ``scores`` (N,) are those of a method that
-        has a rule of its own.
+        such thing), by default as ``found`` was read, or as the run reads; ``scores`` (N,) are those of its own rule.
         """
         reading = reading or getattr(found, "reading", self.reading)
         how = reading.model_dump() if isinstance(reading, Reading) else reading
@@ -234,9 +235,11 @@ class Run:
         self.save(name, lambda path: table.to_csv(path, index=False))
 
     def save_figure(self, figure: Figure, name: str) -> None:
-        """figures/``name`` as PDF and PNG; without a date, so that the same figure is the same bytes."""
+        """figures/``name`` as PDF, and PNG of 256 colours; without a date, so the same figure is the same bytes."""
         self.save(f"figures/{name}.pdf", lambda path: figure.savefig(path, metadata={"CreationDate": None}))
-        self.save(f"figures/{name}.png", lambda path: figure.savefig(path, dpi=300))
+        figure.savefig(drawn := io.BytesIO(), dpi=300)
+        picture = Image.open(drawn).convert("RGB").quantize(256)
+        self.save(f"figures/{name}.png", lambda path: picture.save(path, "png", optimize=True))
 
     def read_table(self, name: str) -> pd.DataFrame:
         """A table that another notebook left in this folder. Raises InputError unless that one got to its end."""
@@ -251,10 +254,9 @@ class Run:
         made = {path: provenance.vouched(path) for path in sorted(self.top.glob(f"*/*/**/{name}"))}
         if unfinished := [self.show(path) for path, one in made.items() if not one]:
             print(f"left out, their notebook did not get to its end: {', '.join(unfinished)}")
-        readings = {json.dumps(one["reading"]) for one in made.values() if one and one["reading"]}
+        readings = sorted({json.dumps(one["reading"]) for one in made.values() if one and one["reading"]})
         if len(readings) > 1:
-            several = " and ".join(sorted(readings))
-            raise InputError(f"{name} was made by different readings, {several}; make all by one, or choose an out.")
+            raise InputError(f"{name}: different readings, {' and '.join(readings)}; make all by one or choose an out.")
         return [path for path, one in made.items() if one]
 
     def gather(self, name: str) -> pd.DataFrame:
@@ -270,13 +272,11 @@ class Run:
         given = self.parameters.model_dump(include=self.parameters.model_fields_set)
         made = {
             "stage": self.stage, "commit": self.git[0], "dirty": self.git[1], "parameters": given | self.own,
-            "settings": self.settings.model_dump(),
-            "reading": self.asked.model_dump() if "reading" in given else None, "dataset": self.dataset,
-            "data_sha256": {one.name: category_hash(one) for one in self.trained},
-            "precision": resolve_precision(self.settings.precision, self.device),
-            "device": device_name(self.device), "threads": torch.get_num_threads(),
+            "settings": self.settings.model_dump(), "reading": self.asked.model_dump() if "reading" in given else None,
+            "dataset": self.dataset, "data_sha256": {one.name: category_hash(one) for one in self.trained},
+            "precision": resolve_precision(self.settings.precision, self.device), "threads": torch.get_num_threads(),
             "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
-            "wall_s": round(time.monotonic() - self.started, 1),
+            "device": device_name(self.device), "wall_s": round(time.monotonic() - self.started, 1),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "files": {os.path.relpath(path, self.folder): file_sha256(path) for path in sorted(self._written)},
         }  # fmt: skip
