@@ -119,7 +119,7 @@ class Peer:
         found = [self(torch.from_numpy(load_images(paths[i : i + 8]))) for i in range(0, len(paths), 8)]
         hook.remove()
         maps = torch.cat([one.anomaly_map for one in found])
-        return torch.cat([one.pred_score for one in found]), maps[:, 0], torch.cat(small)[:, 0]
+        return torch.cat([one.pred_score.flatten() for one in found]), maps[:, 0], torch.cat(small)[:, 0]
 
 
 def timed(call: Callable[[], object]) -> float:
