@@ -92,8 +92,7 @@ def near_duplicates(features: Tensor, alike: float = 0.8) -> np.ndarray:
 
     Two are near-duplicates if what is their own correlates above ``alike``: their ``features`` (N, C, s, s) less the
     mean, and less the three directions in which the set varies most, such as light and position (one for each ten
-    images where there are fewer than thirty).
-    """
+    images where there are fewer than thirty)."""
     scale = features.std(dim=(0, 2, 3), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
     vectors = (features / scale).flatten(1)
     vectors -= vectors.mean(dim=0)
@@ -111,8 +110,7 @@ def _held_out(n: int, share: float) -> int:
 def images_needed(alpha: float, share: float = 0.1) -> tuple[int, int]:
     """(held-out images that a false-alarm rate of ``alpha`` needs, images in all whose split holds out so many).
 
-    No threshold from n held-out images can promise less than 1 / (n + 1).
-    """
+    No threshold from n held-out images can promise less than 1 / (n + 1)."""
     needed = math.ceil(1 / alpha - 1 - 1e-9)
     return needed, next(n for n in itertools.count(needed) if _held_out(n, share) >= needed)
 
@@ -121,8 +119,7 @@ def conformal_threshold(calibration: np.ndarray, alpha: float) -> float:
     """The ceil((n + 1)(1 - alpha))-th smallest of n held-out normal scores; flag an image if its score is above it.
 
     With n < 1/alpha - 1 no finite threshold can promise alpha, and the answer is +inf. Raises ValueError unless
-    0 < alpha < 1 and all scores are finite.
-    """
+    0 < alpha < 1 and all scores are finite."""
     scores = np.sort(_finite(calibration))
     if not 0 < alpha < 1:
         raise ValueError(f"alpha is a false-alarm rate between 0 and 1, got {alpha}")

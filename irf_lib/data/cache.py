@@ -20,8 +20,7 @@ class FeatureCache:
     """Maps image files to raw (not standardised) feature maps (N, C, s, s) float32 on the CPU.
 
     An entry is keyed by the backbone's weights, the sizes, the kind of device, the code that makes the features, and
-    the file's bytes. A damaged one is computed again.
-    """
+    the file's bytes. A damaged one is computed again."""
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)

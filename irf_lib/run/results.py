@@ -235,11 +235,12 @@ class Run:
         self.save(name, lambda path: table.to_csv(path, index=False))
 
     def save_figure(self, figure: Figure, name: str) -> None:
-        """figures/``name`` as PDF, and PNG of 256 colours; without a date, so the same figure is the same bytes."""
+        """figures/``name`` as PDF, and PNG of 256 colours, dithered; without a date, so that its bytes are its own."""
         self.save(f"figures/{name}.pdf", lambda path: figure.savefig(path, metadata={"CreationDate": None}))
         figure.savefig(drawn := io.BytesIO(), dpi=300)
-        picture = Image.open(drawn).convert("RGB").quantize(256)
-        self.save(f"figures/{name}.png", lambda path: picture.save(path, "png", optimize=True))
+        picture = Image.open(drawn).convert("RGB")
+        picture = picture.quantize(palette=picture.reduce(2).quantize(256, method=Image.Quantize.MAXCOVERAGE))
+        self.save(f"figures/{name}.png", lambda path: picture.save(path, "png", optimize=True, dpi=(300, 300)))
 
     def read_table(self, name: str) -> pd.DataFrame:
         """A table that another notebook left in this folder. Raises InputError unless that one got to its end."""

@@ -112,17 +112,20 @@ def interval_lines(axis: Axes, table: pd.DataFrame, x: str, hue: str) -> None:
         axis.errorbar(part[x], part.value, reach, label=name, marker=marker, ms=3, lw=1, elinewidth=0.6)
 
 
-def difference_points(table: pd.DataFrame, label: str, n: Mapping[str, int]) -> Figure:
-    """One panel a category (columns category, method, diff, lo, hi): a point and its interval a method, and zero.
-    ``n`` are the test images of each category. The axis is linear up to 0.02 and logarithmic beyond."""
+def difference_points(table: pd.DataFrame, label: str, n: Mapping[str, object]) -> Figure:
+    """One panel a category (columns category, method, diff, lo, hi): a point and its interval a method, hollow where
+    it contains zero. ``n`` are the images of each category. The axis is linear up to 0.02 and logarithmic beyond."""
     names, parts = list(dict.fromkeys(table.method))[::-1], dict(list(table.groupby("category", sort=False)))
     figure, axes = panels_in_rows(len(parts), 0.22 * len(names) + 0.9, columns=4, sharex=True, sharey=True)
     for axis, (category, part) in zip(axes, parts.items(), strict=True):
+        y, unsure = part.method.map(names.index), (part.lo <= 0) & (part.hi >= 0)
         reach = [(part["diff"] - part.lo).clip(lower=0), (part.hi - part["diff"]).clip(lower=0)]
         axis.axvline(0, color="0.6", lw=0.8)
-        axis.errorbar(part["diff"], part.method.map(names.index), xerr=reach, fmt="o", ms=3, lw=1, color=GOOD)
+        axis.errorbar(part["diff"], y, xerr=reach, fmt="o", ms=4, lw=1, color=GOOD)
+        axis.plot(part["diff"][unsure], y[unsure], "o", ms=2.5, color="white", zorder=3)
         axis.set_yticks(range(len(names)), names)
         axis.set(title=f"{category}\n(n = {n[category]})")
+        axis.tick_params(labelbottom=True)
     axes[0].set_xscale("symlog", linthresh=0.02)
     axes[0].set_xticks([-0.02, 0, 0.02, 0.2], ["-0.02", "0", "0.02", "0.2"])
     axes[0].minorticks_off()
