@@ -4,8 +4,7 @@ Four layouts are understood, told apart by what a folder holds: mvtec, btad, vis
 are listed in data/README.md.
 
 `read_category` looks at names only; `check_category` decodes every file. What is wrong is refused: a file that is
-skipped in silence would change a metric.
-"""
+skipped in silence would change a metric."""
 
 import hashlib
 import json

@@ -240,6 +240,7 @@ class Run:
         figure.savefig(drawn := io.BytesIO(), dpi=300)
         picture = Image.open(drawn).convert("RGB")
         picture = picture.quantize(palette=picture.reduce(2).quantize(256, method=Image.Quantize.MAXCOVERAGE))
+        picture.putpalette([255 if one > 250 else one for one in picture.getpalette()])  # the page stays white
         self.save(f"figures/{name}.png", lambda path: picture.save(path, "png", optimize=True, dpi=(300, 300)))
 
     def read_table(self, name: str) -> pd.DataFrame:
