@@ -7,13 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from irf_lib.conformal import (
-    calibration_split,
-    conformal_p_values,
-    conformal_threshold,
-    images_needed,
-    near_duplicates,
-)
+from irf_lib.conformal import calibration_split, conformal_p_values, conformal_threshold, images_needed, near_duplicates
 from irf_lib.scoring import DENSITIES, anomaly_map, image_score, location_vectors
 
 
