@@ -49,8 +49,7 @@ class Detector(SavedAsOneFile):
 
     After :meth:`fit`: ``history`` (a TrainStep per step), ``train_seconds``, ``fit_index`` and ``calibration_index``
     into the images that it was fitted on, and ``best_t``, which the t "auto" of a reading stands for. ``cache``
-    (data.cache.FeatureCache) keeps features of image files on disk.
-    """
+    (data.cache.FeatureCache) keeps features of image files on disk."""
 
     def __init__(
         self,
@@ -116,8 +115,7 @@ class Detector(SavedAsOneFile):
         """Train on good ``images``: paths, or an array (N, 3, H, W) in [0, 1]; fit the default reading. Returns self.
 
         With a ``checkpoint`` file a killed fit resumes; ``progress`` labels the bars, None hides them. Of the processes
-        of an ``accelerator`` only the main one's detector has a density, and can be saved.
-        """
+        of an ``accelerator`` only the main one's detector has a density, and can be saved."""
         images, share = checked_images(images), self.settings.calibration
         calibration_split(len(images), share, self.seed)  # refuses too few images before their features are computed
         with accelerator.main_process_first() if accelerator else nullcontext():  # the others find the cached features
@@ -223,8 +221,7 @@ class Detector(SavedAsOneFile):
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
         """(field, -log density) of each batch of features, on the device; ``fields`` are those that are known already.
 
-        The network is folded once for each timestep and precision, and asked once for each image.
-        """
+        The network is folded once for each timestep and precision, and asked once for each image."""
         start, key = 0, (reading.t, dtype, self.device)
         for x0 in batches:
             if fields is None:
@@ -269,8 +266,7 @@ class Detector(SavedAsOneFile):
 
         ``fields`` are those of these features at this reading's timestep and input, where they are known already.
         Raises InputError for what is none of these, for a file that cannot be read, and for a reading that needs the
-        good images where they were not attached.
-        """
+        good images where they were not attached."""
         self._require_fit()
         reading = self.resolved(reading)
         found = self._stages(self._x0(images, progress), reading, self.density(reading), fields)

@@ -35,8 +35,7 @@ T = 1000
 def alpha_bars(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Tensor:
     """abar_t for t = 0..T-1, shape (T,): the published linear schedule, beta from 1e-4 to 0.02, in float32.
 
-    The values are those of diffusers' DDPMScheduler, which takes seconds to import; a test holds the two together.
-    """
+    The values are those of diffusers' DDPMScheduler, which takes seconds to import; a test holds the two together."""
     beta = torch.linspace(1e-4, 0.02, T, dtype=torch.float32, device="cpu")
     return torch.cumprod(1 - beta, dim=0).to(device, dtype)
 
@@ -55,8 +54,7 @@ def resolve_device(name: str = "auto") -> torch.device:
 def computes_in_bf16(device: torch.device | str) -> bool:
     """Whether bf16 is native to the device, and no emulation that costs more than fp32.
 
-    A CPU needs AVX512_BF16, and torch must be allowed to use it: ATEN_CPU_CAPABILITY=avx2 makes any CPU an AVX2 one.
-    """
+    A CPU needs AVX512_BF16, and torch must be allowed to use it: ATEN_CPU_CAPABILITY=avx2 makes any CPU an AVX2 one."""
     kind = torch.device(device).type
     if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -125,8 +123,7 @@ def timestep_probabilities(denoiser: nn.Module, importance: float) -> Tensor:
     leaves at t, and the rest is uniform; without such a start all of it is. With weights 1 / (T p_t) the expected loss
     is the same for every choice, and its gradient least noisy where draws follow the loss: importance sampling as in
     Nichol and Dhariwal 2021 (arXiv 2102.09672, Sec. 3.3), with the loss known in closed form instead of tracked. Drawn
-    uniformly, more than half of the timesteps would be ones at which hardly any loss is left.
-    """
+    uniformly, more than half of the timesteps would be ones at which hardly any loss is left."""
     uniform = torch.full((T,), 1 / T, dtype=torch.float64)
     c_t = getattr(denoiser, "rest", None)
     if c_t is None:
@@ -141,8 +138,7 @@ def training_batch(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Draw ``(x_0, t, eps)`` for one step: images with replacement, t by ``probabilities`` (T,) or uniform, noise per
     image. All on the CPU, so that a seed means the same draws on every device. Shapes (B, C, s, s), (B,), (B, C, s, s).
-    With ``keep`` (B, K), x0 holds tokens (N, tokens, D), and x_0 and eps are of these alone: (B, K, D).
-    """
+    With ``keep`` (B, K), x0 holds tokens (N, tokens, D), and x_0 and eps are of these alone: (B, K, D)."""
     index = torch.randint(len(x0), (batch_size,), generator=generator)
     if probabilities is None:
         t = torch.randint(T, (batch_size,), generator=generator)
@@ -196,8 +192,7 @@ def train(
     again, from the record. A checkpoint of other settings, another seed or another ``identity`` (say, a hash of the
     data) is ignored, as is a damaged one. With an ``accelerator`` of several processes each calls this with the same
     arguments (but its own device), computes its share of every batch, and gets the same steps. Raises ValueError on
-    empty data and on a batch that the processes cannot share equally, RunError if the loss stops being finite.
-    """
+    empty data and on a batch that the processes cannot share equally, RunError if the loss stops being finite."""
     from diffusers.optimization import get_cosine_schedule_with_warmup
 
     if x0.ndim != 4 or len(x0) == 0:

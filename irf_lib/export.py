@@ -17,8 +17,7 @@ class Exported(nn.Module):
     """The pipeline of detector.py in one graph, under the detector's own reading.
 
     image (N, 3, H, H) in [0, 1], of the detector's image_size -> score (N,) and map (N, H, H) in nats, and the
-    conformal p_value (N,) in (0, 1]. A part is defective at the false-alarm rate alpha where p_value <= alpha.
-    """
+    conformal p_value (N,) in (0, 1]. A part is defective at the false-alarm rate alpha where p_value <= alpha."""
 
     def __init__(self, detector: Detector):
         super().__init__()
@@ -39,8 +38,7 @@ def export_onnx(detector: Detector, path: Path) -> Path:
     """Write ``path``, one ONNX file with the inputs and outputs of :class:`Exported`, N free; returns ``path``.
 
     Raises RunError where the packages are missing or the file cannot be written, InputError for a detector with parts
-    that ONNX cannot express, such as a density of one's own that branches on values.
-    """
+    that ONNX cannot express, such as a density of one's own that branches on values."""
     if not (find_spec("onnx") and find_spec("onnxscript")):
         raise RunError("an export needs onnx and onnxscript: pip install 'irf-lib[onnx]'")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it names every optional package that is not there

@@ -82,8 +82,7 @@ def residual_b(x_s: Tensor, x_t: Tensor, t: int, s: int, abar: Tensor) -> Tensor
 def residual_c(x_s: Tensor, x_t: Tensor, t: int, s: int, abar: Tensor) -> Tensor:
     """C = (xbar_s - xbar_t) / (sigma_s - sigma_t): the slope of the inversion path in sigma. OUR IRF.
 
-    Equals eps_theta(x_t, t) whatever s is, hence "holds for any neighbouring time step".
-    """
+    Equals eps_theta(x_t, t) whatever s is, hence "holds for any neighbouring time step"."""
     xbar_s, xbar_t = x_s / abar[s].sqrt(), x_t / abar[t].sqrt()
     return (xbar_s - xbar_t) / (sigma(abar[s]) - sigma(abar[t]))
 

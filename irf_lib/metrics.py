@@ -27,8 +27,7 @@ def evaluate(
     scores: (N,) image scores; labels: (N,) bool, True = anomalous; maps: (N, H, W) anomaly maps; masks: (N, H, W)
     bool, all False for a good image. A metric that is not defined (no masks; only good or only anomalous images; no
     defect pixel) is NaN, the last two with a warning. Raises ValueError for NaN or infinite scores or maps, for shapes
-    that do not fit, and for a mask on a good image.
-    """
+    that do not fit, and for a mask on a good image."""
     scores, labels = np.asarray(scores), np.asarray(labels).astype(bool)
     if scores.shape != labels.shape or scores.ndim != 1 or len(scores) == 0:
         raise ValueError(f"scores and labels must be (N,) with N > 0, got {scores.shape} and {labels.shape}")
@@ -62,8 +61,7 @@ def pixel_metrics(maps: np.ndarray, masks: np.ndarray, fpr_limit: float = FPR_LI
     """P-AUROC, P-AP, P-F1max and AUPRO of maps (N, H, W) against masks (N, H, W) bool, all images pooled.
 
     AUPRO is the area under the per-region overlap (the mean, over all 8-connected defect components, of the share above
-    the threshold) against the false-positive rate of all normal pixels, from 0 to ``fpr_limit``, over ``fpr_limit``.
-    """
+    the threshold) against the false-positive rate of all normal pixels, from 0 to ``fpr_limit``, over ``fpr_limit``."""
     where = np.flatnonzero(masks)
     n_normal = masks.size - len(where)
     if not (len(where) and n_normal):

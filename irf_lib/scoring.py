@@ -59,8 +59,7 @@ class LocationGaussian(DiagonalGaussian):
     """N(mu_ij, diag(var_ij)), one for each location: for parts that always lie the same way.
 
     ``mean`` and ``var``: (1, C, s, s). Each variance is drawn towards the one of all locations, because N images give
-    only N samples a location.
-    """
+    only N samples a location."""
 
     @classmethod
     def fit(cls, fields: Tensor, shrinkage: float = 0.1) -> Self:
@@ -72,8 +71,7 @@ class LocationGaussian(DiagonalGaussian):
 class FullGaussian(Density):
     """N(mu, S), one for all locations: nll is half the squared Mahalanobis distance plus a constant.
 
-    ``mean``: (C,), ``whitener``: (C, C) = L^-1 with S = L L^T, ``log_det``: () = log |S|.
-    """
+    ``mean``: (C,), ``whitener``: (C, C) = L^-1 with S = L L^T, ``log_det``: () = log |S|."""
 
     @classmethod
     def fit(cls, fields: Tensor, shrinkage: float = 1e-3) -> Self:

@@ -17,6 +17,8 @@ from pathlib import Path
 import nbformat
 from PIL import Image
 
+from irf_lib.data.images import in_few_colours
+
 ROOT = Path(__file__).resolve().parents[1]
 LONG = 200_000  # bytes of a table
 TABLES = (".csv", ".gz", ".md")
@@ -31,9 +33,8 @@ def copy(path: Path, target: Path) -> None:
         notebook = nbformat.read(path, as_version=4)
         shown = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])]
         for data in (data for data in shown if "image/png" in data):
-            picture = Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).convert("RGB")
-            picture = picture.quantize(256, method=Image.Quantize.MAXCOVERAGE)
-            picture.putpalette([255 if one > 250 else one for one in picture.getpalette()])  # the page stays white
+            picture = Image.open(io.BytesIO(base64.b64decode(data["image/png"])))
+            picture = in_few_colours(picture, Image.Dither.NONE)  # without dithering they are smaller
             picture.save(file := io.BytesIO(), "png", optimize=True)
             data["image/png"] = base64.b64encode(file.getvalue()).decode()
         nbformat.write(notebook, target)

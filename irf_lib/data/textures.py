@@ -66,8 +66,7 @@ def noise(rng: Generator, size: int, cells: int) -> np.ndarray:
 def _lit(rng: Generator, size: int, spread: float, surface: Callable[..., np.ndarray], gloss=0.0) -> Scene:
     """The scene of a surface, with what varies between photographs: exposure, uneven light, cast, noise.
 
-    `spread` scales the light in log units; `gloss` (H, W) is a reflection on top of it.
-    """
+    `spread` scales the light in log units; `gloss` (H, W) is a reflection on top of it."""
     y, x = (c / SIDE - 0.5 for c in grid(size))
     slope_y, slope_x, exposure = rng.normal(0, (1.2, 1.2, 0.6)).tolist()
     light = np.exp(spread * (exposure + slope_y * y + slope_x * x + 0.3 * noise(rng, size, 2))) + gloss
@@ -222,8 +221,7 @@ _FILLED = 4  # pixels; a change that rounds away in a hole of at most this size 
 def defective_image(category: str, kind: str, rng: Generator, size: int = 256) -> tuple[np.ndarray, np.ndarray]:
     """An image with one defect of DEFECTS, uint8 (size, size, 3), and its mask, bool (size, size).
 
-    The mask holds the pixels whose value the defect changed, with enclosed holes of up to four pixels filled.
-    """
+    The mask holds the pixels whose value the defect changed, with enclosed holes of up to four pixels filled."""
     scene = SCENES[category](rng, size)
     clean = scene.surface()
     image = scene.photograph(_spoiled(category, kind, scene, clean, rng))
@@ -243,8 +241,7 @@ def _ramp(field: np.ndarray, width: float) -> np.ndarray:
 def _blob(rng: Generator, size: int, low: float, high: float, at=None) -> np.ndarray:
     """A field (H, W): 1 at the middle of an irregular blob, 0 on its outline, negative outside.
 
-    Its share of the image is drawn log-uniformly from `low` to `high`; `at` is its middle (y, x) in units.
-    """
+    Its share of the image is drawn log-uniformly from `low` to `high`; `at` is its middle (y, x) in units."""
     area = math.exp(rng.uniform(math.log(low), math.log(high))) * SIDE**2
     cy, cx = (rng.uniform(0.15, 0.85, 2) * SIDE if at is None else at).tolist()
     y, x = grid(size)

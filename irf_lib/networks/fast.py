@@ -55,8 +55,7 @@ def fold(denoiser: Denoiser, t: int, dtype: torch.dtype = torch.float32) -> Deno
     """``denoiser`` at ``t`` as a function of x, (B, C, s, s) -> (B, C, s, s) float32; a timestep is disregarded.
 
     In float32 it shares the denoiser's weights; fold again after training. With ``dtype`` bfloat16 it computes under
-    autocast. A denoiser with nothing to work out, such as a UNet, is asked at ``t`` as it is.
-    """
+    autocast. A denoiser with nothing to work out, such as a UNet, is asked at ``t`` as it is."""
     if isinstance(denoiser, Preconditioned):
         return FoldedPreconditioned(denoiser, t, dtype)
     if isinstance(denoiser, DiT):

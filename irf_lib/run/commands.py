@@ -121,8 +121,7 @@ def score(model: Path, images: list[Path], out: Place, alpha: Alpha = None, wors
           overlays: Literal["all", "flagged", "none"] = "all", device: Device = "auto") -> int:  # fmt: skip
     """Score IMAGES, files or folders, by the MODEL of a fit: scores.csv, report.html with the WORST images, overlays.
 
-    Exit status: 0 nothing flagged, 1 something flagged, 2 an image could not be read, or anything else.
-    """
+    Exit status: 0 nothing flagged, 1 something flagged, 2 an image could not be read, or anything else."""
     from ..detector import Detector
     from . import parts
 
@@ -217,8 +216,7 @@ def train(preset: Preset = "quick", data: Data = "", category: str = "", seed: N
 def run(words: Annotated[list[str] | None, typer.Argument()] = None, cores: str = "all") -> None:
     """Make a run (quick, reference, paper or a YAML file): its notebooks for every data set, category and seed.
 
-    A killed run resumes. Further words go to Snakemake: -n shows what would run, --profile DIR uses a cluster.
-    """
+    A killed run resumes. Further words go to Snakemake: -n shows what would run, --profile DIR uses a cluster."""
     import fcntl
 
     root, words = project_root(), list(words or ())

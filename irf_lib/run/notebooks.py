@@ -45,8 +45,7 @@ def execute(path: Path, out: Path, parameters: Mapping[str, Any], root: Path) ->
     """Execute a notebook in the project's folder ``root``; ``out`` appears once it ran to its end.
 
     Raises InputError for wrong parameters, before a kernel starts. Raises RunError for a failing cell, a kernel that
-    died, and a copy that cannot be written; what ran is then in <out>.partial.ipynb.
-    """
+    died, and a copy that cannot be written; what ran is then in <out>.partial.ipynb."""
     check_parameters(path, parameters)
     # jsonschema would compile a grammar for internationalised URLs, for 3 s; a notebook's schema has none of them.
     sys.modules.setdefault("rfc3987_syntax", None)

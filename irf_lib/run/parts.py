@@ -65,8 +65,7 @@ def fit_model(images: Sequence[Path], path: Path, settings: Settings | None = No
     """The detector of the good ``images``, saved as ``path``; ``alpha`` is kept in it, as the default of a verdict.
 
     If it was fitted on them before, it is loaded, and another reading or alpha is saved without training. A killed fit
-    resumes. Raises InputError for another model in ``path``, unless ``force``.
-    """
+    resumes. Raises InputError for another model in ``path``, unless ``force``."""
     settings, reading = settings or Settings(), reading or Reading()
     made_from = {"images": content_hash(images), "n_images": len(images)}
     detector = None if force else load_same(path, settings, seed, made_from, device)
@@ -111,8 +110,7 @@ def find_images(places: Sequence[Path], leave_out: Path | None = None) -> list[P
     """The image files among ``places``, and those in its folders and their subfolders (linked ones too), by name.
 
     Absolute, each once. Hidden files and the folder ``leave_out`` are left out, and files of another type, with a
-    warning. Raises InputError for a place that is missing or no image, and where there is none.
-    """
+    warning. Raises InputError for a place that is missing or no image, and where there is none."""
     found: list[Path] = []
     for place in (Path(os.path.abspath(place)) for place in places):
         if not place.exists():

@@ -34,7 +34,7 @@ from .. import metrics
 from ..conformal import Scores
 from ..data.cache import FeatureCache
 from ..data.embedded import write_embedded
-from ..data.images import content_hash, load_images, load_mask
+from ..data.images import content_hash, in_few_colours, load_images, load_mask
 from ..data.layouts import Category, category_hash, list_categories, read_category
 from ..detector import Detector
 from ..diffusion import resolve_device, resolve_precision
@@ -238,9 +238,7 @@ class Run:
         """figures/``name`` as PDF, and PNG of 256 colours, dithered; without a date, so that its bytes are its own."""
         self.save(f"figures/{name}.pdf", lambda path: figure.savefig(path, metadata={"CreationDate": None}))
         figure.savefig(drawn := io.BytesIO(), dpi=300)
-        picture = Image.open(drawn).convert("RGB")
-        picture = picture.quantize(palette=picture.reduce(2).quantize(256, method=Image.Quantize.MAXCOVERAGE))
-        picture.putpalette([255 if one > 250 else one for one in picture.getpalette()])  # the page stays white
+        picture = in_few_colours(Image.open(drawn))
         self.save(f"figures/{name}.png", lambda path: picture.save(path, "png", optimize=True, dpi=(300, 300)))
 
     def read_table(self, name: str) -> pd.DataFrame:

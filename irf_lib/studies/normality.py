@@ -50,8 +50,7 @@ def marginal_effects(values: np.ndarray, seed: int) -> dict[str, Interval]:
     ``mean``, ``sd``, ``skew``, ``excess_kurtosis``; ``ppcc``: probability-plot correlation, 1 for any Gaussian; ``w2``:
     Wasserstein-2 distance to N(0, 1), in standard deviations; ``tail3``, ``tail4``: how many times more values lie
     beyond 3 and 4 than under N(0, 1). Every one follows from sums over images, so that a matrix product resamples it.
-    Raises InputError for fewer than 2 images.
-    """
+    Raises InputError for fewer than 2 images."""
     values = np.asarray(values, dtype=np.float64).reshape(len(values), -1)
     if len(values) < 2:
         raise InputError(f"an interval over images needs at least 2 of them, got {len(values)}")
@@ -110,8 +109,7 @@ def radial_autocorrelation(fields: np.ndarray, max_lag: int, seed: int) -> tuple
     """Correlation of values ``lag`` locations apart, around zero, averaged over directions, channels and images.
 
     (N, C, s, s) -> (value, low, high), each (max_lag + 1,); 1 at lag 0, and 0 at all others for a white field. Lags are
-    distances rounded to whole locations; products are summed by FFT with zero padding, so that nothing wraps around.
-    """
+    distances rounded to whole locations; products are summed by FFT with zero padding, so that nothing wraps around."""
     height, width = fields.shape[2:]
     shape = (2 * height, 2 * width)
     power = np.square(np.abs(np.fft.rfft2(fields, shape))).mean(axis=1)  # (N, 2h, w + 1)

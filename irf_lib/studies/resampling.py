@@ -50,8 +50,7 @@ def auroc_interval(scores: np.ndarray, labels: np.ndarray, seed: int) -> Interva
     """AUROC with a 95 % percentile bootstrap interval over images: (value, low, high).
 
     Good and anomalous images are drawn apart, so that every resample has both. NaN three times where one is missing.
-    Where the two are separated perfectly no resample differs, and the interval has no width: that is no certainty.
-    """
+    Where the two are separated perfectly no resample differs, and the interval has no width: that is no certainty."""
     return auroc_difference_interval(scores, None, labels, seed)
 
 

@@ -26,8 +26,7 @@ def summarise(metrics: pd.DataFrame, scores: pd.DataFrame, method: str = "irf") 
     ``diff`` is the mean of ``method`` minus the row's, over the categories and seeds that both have. Its 95 % bootstrap
     interval (lo, hi) and that of the mean draw test images within each category, and training seeds; for a difference
     the same for both. Only I-AUROC, AUPRO and P-AP have them. Raises InputError for methods that were scored on
-    different images.
-    """
+    different images."""
     long = metrics.melt([*GROUP, "seed", "method"], list(METRICS), "metric")
     long["part"] = list(zip(long.dataset, long.category, strict=True))
     long["role"] = long.part.map(lambda part: ROLES.get(part, "-"))
