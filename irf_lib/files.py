@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 
 if TYPE_CHECKING:  # torch takes seconds to import, and whoever plans a run needs no tensor
@@ -109,3 +110,11 @@ def _digest(tensors: Mapping[str, torch.Tensor], text: str) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()
+
+
+def in_few_colours(picture: Image.Image, dither: Image.Dither = Image.Dither.FLOYDSTEINBERG) -> Image.Image:
+    """A picture in the 256 colours that cover it best, so that gradients and photographs keep theirs; white stays."""
+    picture = picture.convert("RGB")
+    colours = picture.reduce(2).quantize(256, method=Image.Quantize.MAXCOVERAGE)
+    colours.putpalette([255 if one > 250 else one for one in colours.getpalette()])
+    return picture.quantize(palette=colours, dither=dither)

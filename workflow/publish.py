@@ -17,7 +17,7 @@ from pathlib import Path
 import nbformat
 from PIL import Image
 
-from irf_lib.data.images import in_few_colours
+from irf_lib.files import in_few_colours
 
 ROOT = Path(__file__).resolve().parents[1]
 LONG = 200_000  # bytes of a table

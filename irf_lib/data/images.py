@@ -125,11 +125,3 @@ def _decode(path: Path) -> tuple[np.ndarray, float]:
         return np.asarray(image.convert("L"))[..., None], 255.0
     image = image.convert("RGBA") if image.mode in ("P", "PA") else image  # straight to RGB, Pillow warns about alpha
     return np.asarray(image.convert("RGB")), 255.0
-
-
-def in_few_colours(picture: Image.Image, dither: Image.Dither = Image.Dither.FLOYDSTEINBERG) -> Image.Image:
-    """A picture in the 256 colours that cover it best, so that gradients and photographs keep theirs; white stays."""
-    picture = picture.convert("RGB")
-    colours = picture.reduce(2).quantize(256, method=Image.Quantize.MAXCOVERAGE)
-    colours.putpalette([255 if one > 250 else one for one in colours.getpalette()])
-    return picture.quantize(palette=colours, dither=dither)

@@ -34,11 +34,11 @@ from .. import metrics
 from ..conformal import Scores
 from ..data.cache import FeatureCache
 from ..data.embedded import write_embedded
-from ..data.images import content_hash, in_few_colours, load_images, load_mask
+from ..data.images import content_hash, load_images, load_mask
 from ..data.layouts import Category, category_hash, list_categories, read_category
 from ..detector import Detector
 from ..diffusion import resolve_device, resolve_precision
-from ..files import InputError, file_sha256, printable, read_json, write_atomically, write_json
+from ..files import InputError, file_sha256, in_few_colours, printable, read_json, write_atomically, write_json
 from ..scoring import anomaly_map, image_score
 from ..settings import Reading, Settings
 from ..studies.resampling import auroc_interval, pixel_influences
