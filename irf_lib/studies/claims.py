@@ -42,9 +42,9 @@ class Claims:
     def table(self) -> pd.DataFrame:
         return pd.DataFrame(self._rows.values(), columns=list(CLAIM_COLUMNS))
 
-    def show(self, claim: str) -> pd.DataFrame:
-        """What was found on one claim, a row for each data set, role and kind of model."""
-        rows = self.table().query("claim == @claim").set_index("claim")
+    def show(self, *claims: str) -> pd.DataFrame:
+        """What was found on these claims, a row for each data set, role and kind of model."""
+        rows = self.table().query("claim in @claims").set_index("claim")
         return rows[["verdict", "interval", "n", "evidence", *MODEL]]
 
 

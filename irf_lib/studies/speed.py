@@ -24,11 +24,12 @@ def interleaved(
     cases: dict[str, Callable[[], object]], batch: int, repeats: int, device: torch.device, warmup: int = 2
 ) -> pd.DataFrame:
     """Call every case ``repeats`` times after ``warmup``, in turn; rows (name, batch, round, ms), one for a timed call.
-    The order is turned by one each round, so that no case always follows the same other."""
+    Each round has an order of its own, drawn with a fixed seed, because a case may leave the machine in a state that
+    the next one pays for: threads of another runtime that still spin, a cold cache."""
     synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     rows = []
     for number in range(-warmup, repeats):
-        for name in np.roll(list(cases), -number).tolist():
+        for name in np.random.default_rng(number + warmup).permutation(list(cases)).tolist():
             synchronise()
             start = time.perf_counter()
             cases[name]()
