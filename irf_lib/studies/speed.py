@@ -21,19 +21,21 @@ from .resampling import Interval, percentile_interval
 
 
 def interleaved(
-    cases: dict[str, Callable[[], object]], batch: int, repeats: int, device: torch.device, warmup: int = 2
-) -> pd.DataFrame:
+    cases: dict[str, Callable[[], object]], batch: int, repeats: int, device: torch.device, warmup: int = 2,
+    in_a_row: int = 1,
+) -> pd.DataFrame:  # fmt: skip
     """Call every case ``repeats`` times after ``warmup``, in turn; rows (name, batch, round, ms), one for a timed call.
-    Each round has an order of its own, drawn with a fixed seed, because a case may leave the machine in a state that
-    the next one pays for: threads of another runtime that still spin, a cold cache."""
+    Each round has an order of its own, drawn with a fixed seed, and of ``in_a_row`` calls of a case the last is timed:
+    a case may leave the machine in a state that the next one pays for, such as another runtime's threads that spin."""
     synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     rows = []
     for number in range(-warmup, repeats):
         for name in np.random.default_rng(number + warmup).permutation(list(cases)).tolist():
-            synchronise()
-            start = time.perf_counter()
-            cases[name]()
-            synchronise()
+            for _ in range(in_a_row):
+                synchronise()
+                start = time.perf_counter()
+                cases[name]()
+                synchronise()
             rows.append((name, batch, number, 1000 * (time.perf_counter() - start)))
     return pd.DataFrame(rows[warmup * len(cases) :], columns=["name", "batch", "round", "ms"])
 

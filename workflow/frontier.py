@@ -1,0 +1,61 @@
+"""What shorter trainings cost and lose: python workflow/frontier.py --data data/mvtec_ad --categories bottle pill screw
+
+For each category and seed of a run, trainings of a quarter, half and all of its steps: seconds, loss on held-out good
+images, mean over timesteps, beside that of the Gaussian optimum where they start, and the image AUROC. A training that
+a notebook has left is taken as it is.
+"""
+
+import argparse
+
+import numpy as np
+import pandas as pd
+import torch
+
+from irf_lib.diffusion import denoising_loss
+from irf_lib.networks.denoisers import gaussian_optimum
+from irf_lib.run.results import Run
+
+TIMESTEPS = np.linspace(1, 999, 21).round().astype(int).tolist()
+
+
+def rows_of(run: Run) -> list[dict]:
+    rows, steps = [], run.settings.steps
+    for part in (4, 2, 1):
+        changes = {"steps": steps // part, "epochs": 0}
+        detector = run.variant(f"steps-{part}", changes) if part > 1 else run.detector()
+        test_set, held_out = run.test_set(detector), detector.good[1]
+        row, interval, _ = run.row(test_set, "irf", detector.read(test_set.x0))
+        networks = {"heldout_loss": detector.denoiser, "gaussian_loss": gaussian_optimum(*detector.good[:1])}
+        losses = {
+            name: denoising_loss(one, held_out, TIMESTEPS, run.seed).mean().item() for name, one in networks.items()
+        }
+        shape = {name: getattr(detector.settings, name) for name in ("width", "depth", "feature_size", "token_share")}
+        rows.append(run.place | shape | {"steps": steps // part, "train_s": round(detector.train_seconds, 1), **losses,
+                    **{name: interval[name] for name in ("lo", "hi", "n")}, "I-AUROC": row["I-AUROC"],
+                    "AUPRO": row["AUPRO"], "threads": torch.get_num_threads()})  # fmt: skip
+        print(
+            {name: rows[-1][name] for name in ("category", "seed", "steps", "train_s", "heldout_loss", "I-AUROC")},
+            flush=True,
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="", help="a data set; none is the embedded data")
+    parser.add_argument("--categories", nargs="+", default=[""])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--preset", default="reference")
+    parser.add_argument("--out", default="results/reference-run")
+    given, rows = parser.parse_args(), []
+    for category in given.categories:
+        for seed in given.seeds:
+            where = {"data": given.data, "category": category, "seed": seed}
+            rows += rows_of(Run.open("frontier", preset=given.preset, out=given.out, device="cpu", **where))
+    whole = Run.open("frontier", preset=given.preset, out=given.out, device="cpu")
+    whole.save_table(pd.DataFrame(rows).round(4), "frontier.csv")
+    whole.finish()
+
+
+if __name__ == "__main__":
+    main()
