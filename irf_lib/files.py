@@ -116,5 +116,5 @@ def in_few_colours(picture: Image.Image, dither: Image.Dither = Image.Dither.FLO
     """A picture in the 256 colours that cover it best, so that gradients and photographs keep theirs; white stays."""
     picture = picture.convert("RGB")
     colours = picture.reduce(2).quantize(256, method=Image.Quantize.MAXCOVERAGE)
-    colours.putpalette([255 if one > 250 else one for one in colours.getpalette()])
+    colours.putpalette([255 if one > 246 else one for one in colours.getpalette()])
     return picture.quantize(palette=colours, dither=dither)

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
+from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 
 WIDTH = 7.0  # inches, a page's text width
@@ -20,6 +20,7 @@ COLOURS = sns.color_palette("colorblind")
 GOOD, ANOMALOUS = COLOURS[0], COLOURS[3]
 OUTLINE = COLOURS[9]  # of a defect's mask on an image
 MAP_NORM = LogNorm(1e-4, 1e-2)  # of a map that is drawn as false-alarm rates
+MAP_COLOURS = ListedColormap(plt.get_cmap("inferno_r")(np.linspace(0, 0.8, 256)))  # faint is violet, not black
 REFERENCE = {"color": "black", "lw": 0.8, "ls": ":"}  # the line that a curve is held against
 
 
@@ -50,7 +51,7 @@ def show_map(axis: Axes, image: np.ndarray, rates: np.ndarray, mask: np.ndarray 
     """An image in grey, and in colour the places whose false-alarm ``rates`` (H, W), the shares of good pixels that
     are as anomalous, are 1 % or less. Returns what imshow does, for a colour bar."""
     show_image(axis, np.repeat(0.25 + 0.75 * image.mean(axis=0, keepdims=True), 3, axis=0), mask, title)
-    return axis.imshow(np.ma.masked_greater(rates, MAP_NORM.vmax), cmap="inferno_r", norm=MAP_NORM, alpha=0.8)
+    return axis.imshow(np.ma.masked_greater(rates, MAP_NORM.vmax), cmap=MAP_COLOURS, norm=MAP_NORM, alpha=0.8)
 
 
 def image_grid(rows: Mapping[str, Sequence[tuple]], credit: str) -> Figure:
@@ -127,7 +128,8 @@ def difference_points(table: pd.DataFrame, label: str, n: Mapping[str, object]) 
         axis.set(title=f"{category}\n(n = {n[category]})")
         axis.tick_params(labelbottom=True)
     axes[0].set_xscale("symlog", linthresh=0.02)
-    axes[0].set_xticks([-0.02, 0, 0.02, 0.2], ["-0.02", "0", "0.02", "0.2"])
+    axes[0].set_xticks([-0.02, 0, 0.02, 0.2, 0.6], ["-0.02", "0", "0.02", "0.2", "0.6"])
+    axes[0].set_xlim(right=1)
     axes[0].minorticks_off()
     figure.supxlabel(label)
     return figure
