@@ -13,8 +13,7 @@ CPU = torch.device("cpu")
 def test_cases_take_turns():
     calls, cases = [], {name: lambda name=name: calls.append(name) for name in "abc"}
     rounds = speed.interleaved(cases, 4, repeats=9, device=CPU, warmup=1)
-    orders = ["".join(calls[i : i + 3]) for i in range(0, 30, 3)]
-    assert len({order[i : i + 2] for order in orders for i in (0, 1)}) == 6, "no case always follows the same other"
+    assert len(set(zip(calls, calls[1:], strict=False))) > 6, "no case always follows the same other"
     assert len(rounds) == 27 and rounds.groupby(["name", "round"]).size().eq(1).all() and (rounds.ms >= 0).all()
 
 
