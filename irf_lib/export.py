@@ -41,10 +41,7 @@ def export_onnx(detector: Detector, path: Path) -> Path:
     that ONNX cannot express, such as a density of one's own that branches on values."""
     if not (find_spec("onnx") and find_spec("onnxscript")):
         raise RunError("an export needs onnx and onnxscript: pip install 'irf-lib[onnx]'")
-    for name in (
-        "torch.onnx",
-        "onnxscript",
-    ):  # they name every optional package that is not there, and every skipped step
+    for name in ("torch.onnx", "onnxscript"):  # they warn of each optional package and each step that they leave out
         logging.getLogger(name).setLevel(logging.ERROR)
     module, size = Exported(detector.cpu()).eval(), detector.settings.image_size
     options = {"input_names": ["image"], "output_names": ["score", "map", "p_value"], "dynamo": True, "verbose": False}

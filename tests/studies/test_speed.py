@@ -12,8 +12,9 @@ CPU = torch.device("cpu")
 
 def test_cases_take_turns():
     calls, cases = [], {name: lambda name=name: calls.append(name) for name in "abc"}
-    rounds = speed.interleaved(cases, 4, repeats=9, device=CPU, warmup=1)
-    assert len(set(zip(calls, calls[1:], strict=False))) > 6, "no case always follows the same other"
+    rounds = speed.interleaved(cases, 4, repeats=9, device=CPU, warmup=1, in_a_row=2)
+    assert (once := calls[::2]) == calls[1::2] and len(calls) == 60, "two calls in a row"
+    assert len({a + b for i, (a, b) in enumerate(zip(once, once[1:], strict=False)) if i % 3 < 2}) == 6, "in any order"
     assert len(rounds) == 27 and rounds.groupby(["name", "round"]).size().eq(1).all() and (rounds.ms >= 0).all()
 
 
