@@ -2,14 +2,13 @@
 
 For each category and seed of a run: the loss on held-out good images (mean over timesteps, beside that of the Gaussian
 optimum where training starts) and the image AUROC after a quarter, half and all of the steps. The shorter trainings
-are made here and kept in the run's folder, so the command resumes; ``train_s`` is theirs, by ``threads`` threads.
+are made here and kept in the run's folder, so the command resumes. A step's time is in benchmark.csv of notebook 12.
 """
 
 import argparse
 
 import numpy as np
 import pandas as pd
-import torch
 
 from irf_lib.diffusion import denoising_loss
 from irf_lib.networks.denoisers import gaussian_optimum
@@ -30,9 +29,8 @@ def rows_of(run: Run) -> list[dict]:
         losses = {
             name: denoising_loss(one, held_out, TIMESTEPS, run.seed).mean().item() for name, one in networks.items()
         }
-        cost = {"steps": steps, "train_s": detector.train_seconds if part > 1 else np.nan}
         found = {name: interval[name] for name in ("lo", "hi", "n")}
-        rows.append(run.place | cost | losses | {"I-AUROC": row["I-AUROC"], "AUPRO": row["AUPRO"]} | found)
+        rows.append(run.place | {"steps": steps} | losses | {"I-AUROC": row["I-AUROC"], "AUPRO": row["AUPRO"]} | found)
         print(rows[-1], flush=True)
     return rows
 
@@ -42,17 +40,15 @@ def main() -> None:
     parser.add_argument("--data", default="", help="a data set; none is the embedded data")
     parser.add_argument("--categories", nargs="+", default=[""])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--preset", default="reference")
     parser.add_argument("--out", default="results/reference-run")
     given, rows = parser.parse_args(), []
-    torch.set_num_threads(given.threads)
     for category in given.categories:
         for seed in given.seeds:
             where = {"data": given.data, "category": category, "seed": seed}
             rows += rows_of(Run.open("frontier", preset=given.preset, out=given.out, device="cpu", **where))
     whole = Run.open("frontier", preset=given.preset, out=given.out, device="cpu")
-    whole.save_table(pd.DataFrame(rows).assign(threads=given.threads).round(4), "frontier.csv")
+    whole.save_table(pd.DataFrame(rows).round(4), "frontier.csv")
     whole.finish()
 
 
