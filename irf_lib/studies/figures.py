@@ -29,7 +29,7 @@ def use_style() -> None:
     sns.set_theme(context="paper", style="ticks", palette="colorblind", rc={
         "pdf.fonttype": 42, "figure.dpi": 110, "figure.constrained_layout.use": True, "image.interpolation": "nearest",
         "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "image.cmap": "viridis",
-        "axes.titlelocation": "left", "savefig.bbox": "tight",
+        "axes.titlelocation": "left", "savefig.bbox": "tight", "savefig.pad_inches": 0.02,
         **dict.fromkeys(("font.size", "axes.titlesize", "axes.labelsize", "figure.titlesize", "figure.labelsize"), 8),
         **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize", "legend.title_fontsize"), 7),
     })  # fmt: skip
