@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = ROOT / "results" / "reference"
 PUBLISH = runpy.run_path(str(ROOT / "workflow" / "publish.py"))
 # They draw, time, play with or gather what the others measured; their provenance may name a later clean commit.
-LATER = ("11_pipelines", "12_speed", "14_explore", "15_results", "peers")
+LATER = ("08_ablations", "11_pipelines", "12_speed", "14_explore", "15_results", "frontier", "peers")
 
 
 def faults(results: Path) -> list[str]:
