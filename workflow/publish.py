@@ -3,13 +3,14 @@
 results/RUN becomes results/reference: the gathered tables, executed notebooks and provenance, those of the one detector
 that has all notebooks, and those of notebooks with a figure that README or book show; of the figures, which the
 notebooks hold, only those. To stay small, a long table is packed (X.csv becomes X.csv.gz), and the pictures inside
-notebooks have 256 colours.
+notebooks have 256 colours. The text of an executed notebook is today's where its code still is, as in the book.
 """
 
 import base64
 import gzip
 import io
 import json
+import runpy
 import shutil
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from irf_lib.files import in_few_colours
 ROOT = Path(__file__).resolve().parents[1]
 LONG = 200_000  # bytes of a table
 TABLES = (".csv", ".gz", ".md")
+page_of = runpy.run_path(str(ROOT / "book" / "pages.py"))["page_of"]
 
 
 def copy(path: Path, target: Path) -> None:
@@ -30,7 +32,7 @@ def copy(path: Path, target: Path) -> None:
     if path.suffix == ".csv" and path.stat().st_size > LONG:
         target.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes(), mtime=0))
     elif path.suffix == ".ipynb":
-        notebook = nbformat.read(path, as_version=4)
+        notebook = page_of(ROOT / "notebooks" / path.name, path)
         shown = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])]
         for data in (data for data in shown if "image/png" in data):
             picture = Image.open(io.BytesIO(base64.b64decode(data["image/png"])))
