@@ -65,6 +65,9 @@ def page_of(path: Path, copy: Path | None) -> nbformat.NotebookNode:
     if len(shared) == len(today) and all(c.cell_type != "code" or c.source == today[c.id].source for c in shared):
         for cell in shared:
             cell.source = today[cell.id].source
+        page.cells = [
+            cell for cell in page.cells if cell in shared or cell.cell_type == "code"
+        ]  # a dropped text leaves
     return page
 
 

@@ -19,16 +19,18 @@ TIMESTEPS = np.linspace(1, 999, 21).round().astype(int).tolist()
 
 def rows_of(run: Run) -> list[dict]:
     """One row per length of training of one detector."""
-    rows = []
+    whole, rows = run.detector(), []
+    test_set, (fitted, held_out) = run.test_set(whole), whole.good  # the same for every length
+
+    def loss(network) -> float:
+        return denoising_loss(network, held_out, TIMESTEPS, run.seed).mean().item()
+
+    optimum = loss(gaussian_optimum(fitted))
     for part in (4, 2, 1):
         steps = run.settings.steps // part
-        detector = run.detector() if part == 1 else run.variant(f"frontier-{part}", {"steps": steps})
-        test_set, held_out = run.test_set(detector), detector.good[1]
+        detector = whole if part == 1 else run.variant(f"frontier-{part}", {"steps": steps})
         row, interval, _ = run.row(test_set, "irf", detector.read(test_set.x0))
-        networks = {"heldout_loss": detector.denoiser, "gaussian_loss": gaussian_optimum(*detector.good[:1])}
-        losses = {
-            name: denoising_loss(one, held_out, TIMESTEPS, run.seed).mean().item() for name, one in networks.items()
-        }
+        losses = {"heldout_loss": loss(detector.denoiser), "gaussian_loss": optimum}
         found = {name: interval[name] for name in ("lo", "hi", "n")}
         rows.append(run.place | {"steps": steps} | losses | {"I-AUROC": row["I-AUROC"], "AUPRO": row["AUPRO"]} | found)
         print(rows[-1], flush=True)

@@ -38,13 +38,13 @@ def test_pages_show_committed_tables_and_the_first_run_with_provenance(tmp_path)
 def test_a_corrected_sentence_reaches_an_executed_page_and_changed_code_does_not(tmp_path):
     page_of = runpy.run_path(str(ROOT / "book" / "pages.py"))["page_of"]
     cells = [nbformat.v4.new_markdown_cell("old", id="text"), nbformat.v4.new_code_cell("1", id="code")]
-    added = nbformat.v4.new_code_cell("seed = 1", id="added")
+    added, gone = nbformat.v4.new_code_cell("seed = 1", id="added"), nbformat.v4.new_markdown_cell("gone", id="gone")
     for code, expected in (("1", "new"), ("2", "old")):
         today = [nbformat.v4.new_markdown_cell("new", id="text"), nbformat.v4.new_code_cell(code, id="code")]
         nbformat.write(nbformat.v4.new_notebook(cells=today), tmp_path / "own.ipynb")
-        nbformat.write(nbformat.v4.new_notebook(cells=[*cells, added]), tmp_path / "copy.ipynb")
+        nbformat.write(nbformat.v4.new_notebook(cells=[*cells, added, gone]), tmp_path / "copy.ipynb")
         assert [cell.source for cell in page_of(tmp_path / "own.ipynb", tmp_path / "copy.ipynb").cells] == [
-            expected, "1", "seed = 1"]  # fmt: skip
+            expected, "1", "seed = 1", *["gone"] * (code == "2")]  # fmt: skip
 
 
 def test_no_page_loads_from_elsewhere_and_every_file_that_it_names_is_there():

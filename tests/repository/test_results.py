@@ -12,7 +12,7 @@ from irf_lib.files import file_sha256, read_json, write_json
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = ROOT / "results" / "reference"
 PUBLISH = runpy.run_path(str(ROOT / "workflow" / "publish.py"))
-# They draw, time, play with or gather what the others measured; their provenance may name a later clean commit.
+# They compare, draw, time, play with or gather what the others made; their provenance may name a later clean commit.
 LATER = ("08_ablations", "11_pipelines", "12_speed", "14_explore", "15_results", "frontier", "peers")
 
 
